@@ -1,0 +1,32 @@
+"""momentnorm: Instance Normalization and its family for PyTorch, exact and at memory speed."""
+
+from importlib.metadata import version as _version
+
+from . import functional
+from ._dispatch import use_backend
+from .layers import (
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LazyInstanceNorm1d,
+    LazyInstanceNorm2d,
+    LazyInstanceNorm3d,
+)
+from .moments import Moments
+from .pool import Pool
+
+__version__ = _version("momentnorm")
+
+__all__ = [
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LazyInstanceNorm1d",
+    "LazyInstanceNorm2d",
+    "LazyInstanceNorm3d",
+    "Moments",
+    "Pool",
+    "__version__",
+    "functional",
+    "use_backend",
+]

@@ -1,0 +1,58 @@
+"""The reference backend: eager PyTorch, any device, dtype, layout and rank.
+
+This is the specification: every step is written as its formula, in float64, and is
+differentiable, so that autograd through it is the specification of every gradient too. The other
+backends are tested against it, and what they do not take comes here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+name = "reference"
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """float64, where the device has it: a float32 mean of (1000 ± 0.01) has lost its digits."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
+
+
+def _per_plane(values: Tensor, x: Tensor) -> Tensor:
+    """(N, C) -> (N, C, 1, ..., 1), to broadcast over the planes of x, (N, C, *S)."""
+    return values.reshape(values.shape + (1,) * (x.dim() - 2))
+
+
+def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> str | None:
+    """The reference takes everything."""
+    return None
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    planes = x.to(statistics_dtype(x)).flatten(2)  # (N, C, S)
+    # The second mean, of the centred values, takes away the rounding of the first.
+    rough = planes.mean(2, keepdim=True).detach()
+    mean = rough + (planes - rough).mean(2, keepdim=True)
+    var = (planes - mean).square().mean(2)
+    return mean.squeeze(2), var
+
+
+def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    centred = x.to(statistics_dtype(x)) - _per_plane(mean, x)
+    return (centred * _per_plane(scale, x) + _per_plane(shift, x)).to(x.dtype)
+
+
+def gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
+    dtype = statistics_dtype(x)
+    planes = gradient.to(dtype).flatten(2)
+    centred = x.to(dtype).flatten(2) - mean.unsqueeze(2)
+    return planes.sum(2), (planes * centred).sum(2)
+
+
+def apply_gradient(
+    gradient: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
+) -> Tensor:
+    dtype = statistics_dtype(x)
+    centred = x.to(dtype) - _per_plane(mean, x)
+    dx = _per_plane(a, x) * gradient.to(dtype) + _per_plane(b, x) * centred + _per_plane(c, x)
+    return dx.to(x.dtype)
