@@ -42,6 +42,29 @@ def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     return (centred * _per_plane(scale, x) + _per_plane(shift, x)).to(x.dtype)
 
 
+def scale(weight: Tensor | None, var: Tensor, eps: float) -> Tensor:
+    """``weight / sqrt(var + eps)``, (N, C), and 0 rather than infinity where var + eps is 0."""
+    if eps > 0:
+        inverse_std = torch.rsqrt(var + eps)
+    else:
+        total = var + eps
+        zero = total == 0
+        inverse_std = torch.rsqrt(torch.where(zero, 1, total)).masked_fill(zero, 0)
+    return inverse_std if weight is None else inverse_std * weight.to(var.dtype)
+
+
+def shift(bias: Tensor | None, mean: Tensor) -> Tensor:
+    """The bias of each plane, (N, C)."""
+    return torch.zeros_like(mean) if bias is None else bias.to(mean.dtype).expand(mean.shape)
+
+
+def normalize(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, var = moments(x)
+    return apply(x, mean, scale(weight, var, eps), shift(bias, mean)), mean, var
+
+
 def gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     dtype = statistics_dtype(x)
     planes = gradient.to(dtype).flatten(2)
@@ -56,3 +79,13 @@ def apply_gradient(
     centred = x.to(dtype) - _per_plane(mean, x)
     dx = _per_plane(a, x) * gradient.to(dtype) + _per_plane(b, x) * centred + _per_plane(c, x)
     return dx.to(x.dtype)
+
+
+def normalize_backward(
+    gradient: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    sums, weighted_sums = gradient_sums(gradient, x, mean)
+    count = max(x.shape[2:].numel(), 1)
+    a = scale(weight, var, eps)
+    b = -a * scale(None, var, eps).square() * weighted_sums / count
+    return apply_gradient(gradient, x, mean, a, b, -a * sums / count), sums, weighted_sums

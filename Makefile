@@ -1,0 +1,36 @@
+# Two commands do all the set-up: `make demo` and `make test`. See CONTRIBUTING.md.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+KERNELS := CMakeLists.txt $(wildcard csrc/*)
+
+.PHONY: demo test lint bench wheel clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(BIN)/momentnorm stylize skimage:astronaut --style mosaic -o out/astronaut-mosaic.jpg --force
+	@echo "The stylized photograph: out/astronaut-mosaic.jpg"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
+
+# A wheel of this machine's platform, in dist/. Releases are built by cibuildwheel.
+wheel: $(INSTALLED)
+	$(BIN)/python -m pip wheel --no-deps -w dist .
+
+clean:
+	rm -rf .venv build dist out
+
+# Reinstalled, and so rebuilt, whenever the kernels or the dependencies change.
+$(INSTALLED): pyproject.toml constraints.txt $(KERNELS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,153 @@
+// The C ABI: picks the instruction set once, and forwards each call to its kernels.
+#include <string.h>
+#include <sys/mman.h>
+
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#define INSTRUCTION_SETS(X) X(v4) X(v3) X(v2)
+#elif defined(__aarch64__)
+#define INSTRUCTION_SETS(X) X(neon)
+#endif
+
+#define DECLARE(name)                             \
+  namespace momentnorm_##name {                   \
+  extern const InstructionSet kInstructionSet;    \
+  }
+INSTRUCTION_SETS(DECLARE)
+#undef DECLARE
+
+namespace {
+
+constexpr const InstructionSet* kBuilt[] = {
+#define ADDRESS(name) &momentnorm_##name::kInstructionSet,
+    INSTRUCTION_SETS(ADDRESS)
+#undef ADDRESS
+};
+
+bool runs(const char* name) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  // The features of the psABI's levels that these kernels' compiler flags let it use.
+  const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+  const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                  __builtin_cpu_supports("avx512vl");
+  return strcmp(name, "v4") == 0 ? v4 : strcmp(name, "v3") == 0 ? v3 : v2;
+#else
+  return name != nullptr;  // Advanced SIMD is part of aarch64.
+#endif
+}
+
+struct Choice {
+  const InstructionSet* chosen = nullptr;
+  char names[32] = "";
+
+  Choice() {
+    for (const InstructionSet* candidate : kBuilt) {
+      if (!runs(candidate->name)) continue;
+      if (chosen == nullptr) {
+        chosen = candidate;
+      } else {
+        strcat(names, " ");
+      }
+      strcat(names, candidate->name);
+    }
+  }
+};
+
+Choice choice;
+ThreadPool pool = {nullptr, nullptr};
+
+const Kernels* kernels_for(int32_t dtype, int32_t* status) {
+  if (choice.chosen == nullptr) {
+    *status = MOMENTNORM_NO_INSTRUCTION_SET;
+    return nullptr;
+  }
+  if (dtype < 0 || dtype >= kDtypes) {
+    *status = MOMENTNORM_UNKNOWN_DTYPE;
+    return nullptr;
+  }
+  *status = MOMENTNORM_OK;
+  return &choice.chosen->kernels[dtype];
+}
+
+}  // namespace
+
+int32_t momentnorm_abi_version(void) { return MOMENTNORM_ABI_VERSION; }
+
+const char* momentnorm_instruction_sets(void) { return choice.names; }
+
+const char* momentnorm_instruction_set(void) {
+  return choice.chosen != nullptr ? choice.chosen->name : nullptr;
+}
+
+int32_t momentnorm_choose_instruction_set(const char* name) {
+  for (const InstructionSet* candidate : kBuilt) {
+    if (strcmp(candidate->name, name) == 0 && runs(name)) {
+      choice.chosen = candidate;
+      return MOMENTNORM_OK;
+    }
+  }
+  return MOMENTNORM_NO_INSTRUCTION_SET;
+}
+
+void momentnorm_set_thread_pool(momentnorm_parallel_for parallel_for,
+                                momentnorm_thread_count thread_count) {
+  pool = {parallel_for, thread_count};
+}
+
+void momentnorm_advise_fresh(void* memory, int64_t bytes) {
+  constexpr uintptr_t kHugePage = uintptr_t(1) << 21;
+  const uintptr_t begin = (uintptr_t(memory) + kHugePage - 1) & ~(kHugePage - 1);
+  const uintptr_t end = (uintptr_t(memory) + uintptr_t(bytes)) & ~(kHugePage - 1);
+  // Advice: where it is not taken, nothing is lost.
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
+// Each function: find the kernels, or say why there are none.
+#define FORWARD(function, ...)                                                  \
+  int32_t status;                                                               \
+  const Kernels* kernels = kernels_for(dtype, &status);                         \
+  if (kernels != nullptr) {                                                     \
+    kernels->function(pool, {channels, samples * channels, size}, __VA_ARGS__); \
+  }                                                                             \
+  return status
+
+int32_t momentnorm_moments(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
+                           const void* x, double* mean, double* var) {
+  FORWARD(moments, x, mean, var);
+}
+
+int32_t momentnorm_apply(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
+                         const void* x, const double* mean, const double* scale,
+                         const double* shift, void* y) {
+  FORWARD(apply, x, mean, scale, shift, y);
+}
+
+int32_t momentnorm_normalize(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
+                             const void* x, const void* weight, const void* bias, double eps,
+                             void* y, double* mean, double* var) {
+  FORWARD(normalize, x, weight, bias, eps, y, mean, var);
+}
+
+int32_t momentnorm_gradient_sums(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
+                                 const void* gradient, const void* x, const double* mean,
+                                 double* sums, double* weighted_sums) {
+  FORWARD(gradient_sums, gradient, x, mean, sums, weighted_sums);
+}
+
+int32_t momentnorm_apply_gradient(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
+                                  const void* gradient, const void* x, const double* mean,
+                                  const double* a, const double* b, const double* c, void* dx) {
+  FORWARD(apply_gradient, gradient, x, mean, a, b, c, dx);
+}
+
+int32_t momentnorm_normalize_backward(int32_t dtype, int64_t samples, int64_t channels,
+                                      int64_t size, const void* gradient, const void* x,
+                                      const double* mean, const double* var, const void* weight,
+                                      double eps, void* dx, double* sums, double* weighted_sums) {
+  FORWARD(normalize_backward, gradient, x, mean, var, weight, eps, dx, sums, weighted_sums);
+}
