@@ -72,12 +72,17 @@ struct Lanes {
 
   // The fixed tree: lane k takes lane k + 8, then k + 4, k + 2, k + 1.
   INLINE double total() const {
-    double lane[kLanes];
-    memcpy(lane, registers, sizeof lane);
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      for (int k = 0; k < half; ++k) lane[k] += lane[k + half];
+    Doubles sums[kRegisters];
+    for (int r = 0; r < kRegisters; ++r) sums[r] = registers[r];
+    for (int half = kRegisters / 2; half > 0; half /= 2) {
+      for (int r = 0; r < half; ++r) sums[r] += sums[r + half];
     }
-    return lane[0];
+    double lanes[kDoubles];
+    memcpy(lanes, sums, sizeof lanes);
+    for (int half = kDoubles / 2; half > 0; half /= 2) {
+      for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+    }
+    return lanes[0];
   }
 };
 

@@ -35,7 +35,7 @@ _SIGNATURES = {
 }
 
 
-class _Unavailable(Exception):
+class _UnavailableError(Exception):
     """The kernels cannot be used; the message says why and what helps."""
 
 
@@ -46,16 +46,19 @@ def _raise_unless_ok(status: int) -> None:
 
 def _load() -> ctypes.CDLL:
     # An editable install keeps the library and the sources in different folders of one package.
-    candidates = [Path(folder, "_native", "libmomentnorm.so") for folder in sys.modules["momentnorm"].__path__]
+    folders = sys.modules["momentnorm"].__path__
+    candidates = [Path(folder, "_native", "libmomentnorm.so") for folder in folders]
     path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        raise _Unavailable("the kernels were not built: reinstall momentnorm with a C++ compiler")
+        raise _UnavailableError(
+            "the kernels were not built: reinstall momentnorm with a C++ compiler"
+        )
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        raise _Unavailable(f"the kernels do not load: {error}") from None
+        raise _UnavailableError(f"the kernels do not load: {error}") from None
     if library.momentnorm_abi_version() != ABI_VERSION:
-        raise _Unavailable(f"{path} is of another version of momentnorm: reinstall it")
+        raise _UnavailableError(f"{path} is of another version of momentnorm: reinstall it")
     for function, signature in _SIGNATURES.items():
         getattr(library, f"momentnorm_{function}").argtypes = signature
         getattr(library, f"momentnorm_{function}").restype = _raise_unless_ok
@@ -66,7 +69,7 @@ def _load() -> ctypes.CDLL:
     library.momentnorm_advise_fresh.restype = None
     library.momentnorm_set_thread_pool.argtypes = [_POINTER, _POINTER]
     if not library.momentnorm_instruction_sets():
-        raise _Unavailable("the kernels need a processor with SSE4.2 (x86-64-v2) at least")
+        raise _UnavailableError("the kernels need a processor with SSE4.2 (x86-64-v2) at least")
     try:
         torch_cpu = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
         pool = [
@@ -74,9 +77,16 @@ def _load() -> ctypes.CDLL:
             for function in ("torch_parallel_for", "torch_get_num_threads")
         ]
     except (OSError, AttributeError) as error:
-        raise _Unavailable(f"this torch ({torch.__version__}) lends no thread pool: {error}") from None
+        raise _UnavailableError(
+            f"this torch ({torch.__version__}) lends no thread pool: {error}"
+        ) from None
     library.momentnorm_set_thread_pool(*pool)
     return library
+
+
+def unavailable() -> str:
+    """Why this backend takes nothing at all, or the empty string."""
+    return _unavailable
 
 
 def instruction_sets() -> list[str]:
@@ -104,7 +114,7 @@ _library: ctypes.CDLL | None = None
 _unavailable = ""
 try:
     _library = _load()
-except _Unavailable as error:
+except _UnavailableError as error:
     _unavailable = str(error)
 else:
     if os.environ.get("MOMENTNORM_ISA"):

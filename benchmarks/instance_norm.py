@@ -1,0 +1,113 @@
+"""InstanceNorm on the CPU against torch's, and both against a copy of the same tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+import momentnorm
+from momentnorm import _dispatch
+from momentnorm.backends import reference
+
+from .timing import interleaved
+
+SHAPES = (
+    (1, 32, 256, 256),
+    (4, 64, 128, 128),
+    (8, 128, 64, 64),
+    (1, 32, 512, 512),
+    (1, 3, 1024, 1024),
+    (2, 256, 16, 16),
+    (16, 512, 8, 8),
+    (1, 32, 64, 64, 64),
+    (2, 32, 96, 96, 96),
+    (1, 64, 8192),
+    (1, 8, 4, 4),
+)
+
+Layers = tuple[type[nn.Module], type[nn.Module]]
+LAYERS: dict[int, Layers] = {
+    3: (momentnorm.InstanceNorm1d, nn.InstanceNorm1d),
+    4: (momentnorm.InstanceNorm2d, nn.InstanceNorm2d),
+    5: (momentnorm.InstanceNorm3d, nn.InstanceNorm3d),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median seconds for one input; ``into`` is without the output's allocation."""
+
+    shape: str
+    dtype: str
+    backend: str
+    copy: float
+    into: float | None
+    forward: float
+    torch_forward: float
+    training: float
+    torch_training: float
+    gigabytes: float
+
+    @property
+    def forward_speedup(self) -> float:
+        return self.torch_forward / self.forward
+
+    @property
+    def training_speedup(self) -> float:
+        return self.torch_training / self.training
+
+
+def measure(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Row:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=dtype)
+    gradient = torch.randn_like(x)
+    leaf = x.clone().requires_grad_()
+    target = torch.empty_like(x)
+    ours, theirs = (layer(shape[1], affine=True, dtype=dtype) for layer in LAYERS[len(shape)])
+    _check(ours, theirs, x, gradient)
+
+    def step(layer: nn.Module) -> Callable[[], None]:
+        def call() -> None:
+            leaf.grad = None
+            layer.zero_grad()
+            layer(leaf).backward(gradient)
+
+        return call
+
+    @torch.inference_mode()
+    def run(layer: nn.Module) -> None:
+        layer(x)
+
+    # The copy and the kernel alternate by themselves: each finds the cache as the other left it,
+    # not as a training step of torch did.
+    memory: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(x)}
+    backend = _dispatch.choose(x).backend
+    if backend is not reference:
+        weight, bias = (parameter.detach() for parameter in ours.parameters())
+        memory["into"] = lambda: backend.normalize(x, weight, bias, 1e-5, target)
+    times = interleaved(memory) | interleaved(
+        {
+            "forward": lambda: run(ours),
+            "torch_forward": lambda: run(theirs),
+            "training": step(ours),
+            "torch_training": step(theirs),
+        }
+    )
+    return Row(
+        shape="x".join(map(str, shape)),
+        dtype=str(dtype).removeprefix("torch."),
+        backend=backend.name,
+        into=times.pop("into", None),
+        gigabytes=2 * x.nbytes / 1e9,
+        **times,
+    )
+
+
+def _check(ours: nn.Module, theirs: nn.Module, x: Tensor, gradient: Tensor) -> None:
+    """What is timed is also right: both against float64."""
+    exact = nn.functional.instance_norm(x.double())
+    for layer in (ours, theirs):
+        torch.testing.assert_close(layer(x).double(), exact, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,104 @@
+"""``momentnorm doctor``: what is installed, which backend takes a call, and why."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+
+import torch
+from torch import Tensor
+
+from . import __version__, _dispatch
+from .backends import cpu
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_MEMORY_FORMATS = ("contiguous", "channels_last", "strided")
+
+#: Shown where no call is asked about.
+_USUAL_CALLS = (
+    ("8,128,64,64", "float32", "contiguous"),
+    ("8,128,64,64", "float64", "contiguous"),
+    ("8,128,64,64", "bfloat16", "contiguous"),
+    ("8,128,64,64", "float32", "channels_last"),
+    ("2,32,96,96,96", "float32", "contiguous"),
+    ("1,64,8192", "float32", "contiguous"),
+)
+
+
+def installation() -> list[str]:
+    """Versions, threads and backends, a line each."""
+    kernels = cpu.unavailable() or (
+        f"kernels for {cpu.instruction_set()} (this processor runs: "
+        f"{', '.join(cpu.instruction_sets())}; MOMENTNORM_ISA chooses)"
+    )
+    lines = [
+        f"momentnorm  {__version__}",
+        f"torch       {torch.__version__}",
+        f"python      {platform.python_version()}, {platform.platform()}",
+        f"threads     {torch.get_num_threads()}, torch's own (torch.set_num_threads)",
+        f"cpu         {kernels}",
+        "reference   eager PyTorch: takes every call that no other backend takes",
+    ]
+    if forced := os.environ.get("MOMENTNORM_BACKEND"):
+        lines.append(f"forced      MOMENTNORM_BACKEND={forced}")
+    return lines
+
+
+def call(shape: str, dtype: str, memory_format: str, device: str = "cpu") -> str:
+    """One line: which backend takes ``instance_norm`` of such an input, and why.
+
+    Raises:
+        ValueError: the shape is not a list of sizes (N, C, *S).
+    """
+    x = _input(shape, dtype, memory_format, device)
+    choice = _dispatch.choose(x)
+    return f"{shape + ' ' + dtype + ' ' + memory_format:<38} -> {choice.backend.name}: {choice.why}"
+
+
+def _input(shape: str, dtype: str, memory_format: str, device: str) -> Tensor:
+    """Such an input, its memory never touched."""
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+    except ValueError:
+        sizes = []
+    if len(sizes) < 3 or min(sizes) < 0:
+        raise ValueError(
+            f"shape {shape!r} is not N,C,*S: write at least three sizes, such as 8,128,64,64"
+        )
+    batch, channels, *spatial = sizes
+    options = {"dtype": _DTYPES[dtype], "device": device}
+    if memory_format == "channels_last":
+        return torch.empty(batch, *spatial, channels, **options).movedim(-1, 1)  # type: ignore[call-overload, no-any-return]
+    if memory_format == "strided":
+        return torch.empty(*sizes, 2, **options)[..., 0]  # type: ignore[call-overload, no-any-return]
+    return torch.empty(sizes, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", metavar="N,C,...", help="ask about one input, of this shape")
+    parser.add_argument("--dtype", choices=_DTYPES, default="float32")
+    parser.add_argument("--memory-format", choices=_MEMORY_FORMATS, default="contiguous")
+    parser.add_argument("--device", default="cpu", help="as torch names it")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.shape is not None:
+        try:
+            print(call(args.shape, args.dtype, args.memory_format, args.device))
+        except (ValueError, RuntimeError, AssertionError) as error:
+            # torch says "not compiled with CUDA" by an AssertionError.
+            print(f"momentnorm doctor: {str(error).splitlines()[0]}", file=sys.stderr)
+            return 2
+        return 0
+    print("\n".join(installation()))
+    print("\nWhich backend takes instance_norm of (ask about another with --shape):")
+    for usual in _USUAL_CALLS:
+        print("  " + call(*usual))
+    return 0
