@@ -1,0 +1,33 @@
+"""The benchmarks run, and the README quotes what they measured. Nothing asserts on time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import instance_norm
+from benchmarks.__main__ import table
+from benchmarks.timing import interleaved
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_a_row():
+    row = instance_norm.measure((1, 2, 4, 4))
+    assert row.shape == "1x2x4x4"
+    assert min(row.copy, row.forward, row.torch_forward, row.training, row.torch_training) > 0
+    assert table([row]).count("1x2x4x4") == 1
+
+
+def test_every_call_has_its_turn():
+    calls = []
+    times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, budget=0)
+    assert times.keys() == {"a", "b"}
+    assert calls[4:8] == ["a", "b", "a", "b"]
+
+
+def test_the_readme_quotes_the_measured_table():
+    measured = (ROOT / "docs/benchmarks.md").read_text().splitlines()
+    quoted = [line for line in (ROOT / "README.md").read_text().splitlines() if "x |" in line]
+    assert quoted
+    for line in quoted:
+        assert line in measured

@@ -1,0 +1,49 @@
+"""``momentnorm doctor`` says what is installed, and which backend takes a call, and why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import momentnorm
+from momentnorm import _doctor
+from momentnorm.backends import cpu
+from momentnorm.cli import main
+
+
+def test_installation(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for fact in (momentnorm.__version__, torch.__version__, cpu.instruction_set() or "not built"):
+        assert fact in out
+    assert f"threads     {torch.get_num_threads()}" in out
+    assert "8,128,64,64 float32 contiguous" in out
+
+
+@pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
+def test_a_call_goes_where_doctor_says():
+    assert _doctor.call("2,3,4,4", "float32", "contiguous").endswith("-> cpu: takes this call")
+    strided = _doctor.call("2,3,4,4", "float32", "strided")
+    assert strided.endswith("-> reference: cpu: the input is not contiguous")
+
+
+def test_without_kernels(monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "_library", None)
+    monkeypatch.setattr(cpu, "_unavailable", "the kernels were not built: reinstall")
+    assert main(["doctor"]) == 0
+    assert "cpu         the kernels were not built: reinstall" in capsys.readouterr().out
+    assert main(["doctor", "--shape", "2,3,4"]) == 0
+    assert "-> reference: cpu: the kernels were not built" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", ["1,2", "a,b,c", "2,3,-4", ""])
+def test_a_bad_shape_is_one_line(shape, capsys):
+    assert main(["doctor", f"--shape={shape}"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "write at least three sizes, such as 8,128,64,64" in err
+
+
+def test_a_device_that_is_not_there(capsys):
+    assert main(["doctor", "--shape", "2,3,4", "--device", "nowhere"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

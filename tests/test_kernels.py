@@ -1,0 +1,310 @@
+"""The C++ kernels: the same bits on every instruction set, over threads and batches; and right."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from momentnorm import functional
+from momentnorm.backends import cpu, reference
+
+pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
+
+ROOT = Path(__file__).parent.parent
+# Around the lanes (16), a chunk of columns (1024), a block (8192), and several blocks.
+SIZES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 1023, 1024, 1025, 8191, 8192, 8193, 20000)
+GRIDS = ((1, 1), (2, 3), (1, 5))
+DTYPES = (torch.float32, torch.float64)
+
+
+@pytest.fixture
+def restored():
+    """Leaves the instruction set and the thread count as they were."""
+    instruction_set, threads = cpu.instruction_set(), torch.get_num_threads()
+    yield
+    cpu.choose_instruction_set(instruction_set)
+    torch.set_num_threads(threads)
+
+
+def feature_map(samples: int, channels: int, size: int, dtype: torch.dtype, mean: float) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(samples, channels, size, dtype=torch.float64, generator=generator)
+    return (x + mean).to(dtype)
+
+
+def all_kernels(x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    y, mean, var = cpu.normalize(x, weight, bias, 1e-5)
+    dx, sums, weighted_sums = cpu.normalize_backward(gradient, x, mean, var, weight, 1e-5)
+    return {
+        "y": y,
+        "mean": mean,
+        "var": var,
+        "dx": dx,
+        "sums": sums,
+        "weighted_sums": weighted_sums,
+        "apply": cpu.apply(x, mean, var, mean),
+        "apply_gradient": cpu.apply_gradient(gradient, x, mean, var, mean, var),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_same_bits_on_every_instruction_set_and_thread_count(size, grid, dtype, restored):
+    x, gradient = (feature_map(*grid, size, dtype, mean) for mean in (3.0, 0.0))
+    weight, bias = (feature_map(1, 1, grid[1], dtype, mean).flatten() for mean in (1.0, 0.0))
+    results = {}
+    for instruction_set in cpu.instruction_sets():
+        for threads in (1, 2, 3):
+            cpu.choose_instruction_set(instruction_set)
+            torch.set_num_threads(threads)
+            results[instruction_set, threads] = all_kernels(x, gradient, weight, bias)
+    (_, first), *others = results.items()
+    for setting, other in others:
+        for name, tensor in first.items():
+            assert torch.equal(tensor, other[name]), (setting, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 65, 1025, 20000])
+def test_a_sample_does_not_see_its_batch(size, dtype):
+    x, gradient = (feature_map(5, 3, size, dtype, mean) for mean in (3.0, 0.0))
+    weight, bias = (feature_map(1, 1, 3, dtype, 0.0).flatten() for _ in range(2))
+    together = all_kernels(x, gradient, weight, bias)
+    for sample in range(5):
+        alone = all_kernels(x[sample : sample + 1], gradient[sample : sample + 1], weight, bias)
+        for name, tensor in alone.items():
+            assert torch.equal(tensor, together[name][sample : sample + 1]), (sample, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_every_kernel_agrees_with_the_reference(size, grid, mean, dtype):
+    x, gradient = (feature_map(*grid, size, dtype, centre) for centre in (mean, 0.0))
+    weight, bias = (feature_map(1, 1, grid[1], dtype, centre).flatten() for centre in (1.0, 0.0))
+    got = all_kernels(x, gradient, weight, bias)
+    exact, exact_gradient = x.double(), gradient.double()
+    mean_, var = reference.moments(exact)
+    rstd = torch.rsqrt(var + 1e-5)
+    scale = rstd * weight.double()
+    sums, weighted = reference.gradient_sums(exact_gradient, exact, mean_)
+    wanted = {
+        "y": reference.apply(exact, mean_, scale, bias.double().expand(grid)),
+        "mean": mean_,
+        "var": var,
+        "sums": sums,
+        "weighted_sums": weighted,
+        "dx": reference.apply_gradient(
+            exact_gradient,
+            exact,
+            mean_,
+            scale,
+            -scale * rstd**2 * weighted / size,
+            -scale * sums / size,
+        ),
+        "apply": reference.apply(exact, mean_, var, mean_),
+        "apply_gradient": reference.apply_gradient(exact_gradient, exact, mean_, var, mean_, var),
+    }
+    # Roundings of the dtype relative to the largest value; for float64 the mean's own rounding is
+    # one of them, multiplied by the scale.
+    unit = torch.finfo(dtype).eps
+    if dtype == torch.float64:
+        unit *= 8 * (1 + mean * float(scale.abs().max().clamp(min=1)))
+    for name, tensor in wanted.items():
+        size_of_terms = float(tensor.abs().max()) + (size if "sums" in name else 1)
+        if name == "dx":
+            size_of_terms += float(scale.abs().max())
+        if name == "mean":
+            size_of_terms -= mean if dtype == torch.float32 else 0.0
+        error = float((got[name].double() - tensor).abs().max())
+        assert error <= 4 * unit * size_of_terms, (name, error, size_of_terms)
+
+
+@pytest.mark.parametrize("mean_over_std", [0, 1, 10, 1e3, 1e5, 1e6])
+@pytest.mark.parametrize("size", [2, 64, 1000, 2**16])
+def test_accurate_far_from_zero(size, mean_over_std):
+    x = feature_map(2, 2, size, torch.float32, mean_over_std)
+    exact = functional.instance_norm(x.double())
+    error = (functional.instance_norm(x).double() - exact).abs() / (1 + exact.abs())
+    assert error.max() <= 3 * 2**-24
+
+
+@pytest.mark.parametrize(
+    "plane",
+    [
+        # The first eighth of a block is no guide to the rest of it.
+        torch.cat([torch.zeros(1024), 1000 + 0.01 * torch.linspace(-1, 1, 7168)]),
+        torch.cat([torch.full((1024,), 5e4), torch.linspace(-1, 1, 7168)]),
+        # Squares beyond float32's range, at both ends.
+        1e20 * torch.linspace(-1, 2, 5000),
+        1e37 * torch.linspace(-1, 2, 5000),
+        # Equal squares, whose roundings all go the same way.
+        0.31622776 * torch.ones(8192).cumsum(0).sin().sign(),
+    ],
+    ids=["outliers-low", "outliers-high", "1e20", "1e37", "equal-squares"],
+)
+def test_accurate_on_hostile_data(plane):
+    x = plane.view(1, 1, -1)
+    exact = functional.instance_norm(x.double())
+    error = (functional.instance_norm(x).double() - exact).abs() / (1 + exact.abs())
+    assert error.max() <= 3 * 2**-24
+
+
+def test_tiny_values_need_a_tiny_eps():
+    x = 1e-25 * torch.linspace(-1, 2, 5000).view(1, 1, -1)
+    exact = functional.instance_norm(x.double(), eps=1e-60)
+    got = functional.instance_norm(x, eps=1e-60).double()
+    torch.testing.assert_close(got, exact, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 255.0, -3e38, 1e-40])
+@pytest.mark.parametrize("size", [1, 7, 64, 5000, 20000])
+def test_a_constant_plane_is_exactly_the_bias(size, value):
+    x = torch.full((2, 1, size), value)
+    weight, bias = torch.tensor([3.0]), torch.tensor([0.7])
+    for dtype in DTYPES:
+        y, _, var = cpu.normalize(x.to(dtype), weight.to(dtype), bias.to(dtype), 1e-5)
+        assert torch.equal(y, torch.full_like(y, bias.to(dtype).item()))
+        assert not var.any()
+
+
+def test_overflowing_products_of_gradients():
+    x = 1e30 * torch.linspace(-1, 1, 4096).view(1, 1, -1)
+    gradient = 1e15 * torch.linspace(-1, 3, 4096).view(1, 1, -1)
+    mean, _ = cpu.moments(x)
+    _, weighted_sums = cpu.gradient_sums(gradient, x, mean)
+    exact = (gradient.double() * (x.double() - mean.unsqueeze(2))).sum(2)
+    torch.testing.assert_close(weighted_sums, exact, rtol=1e-6, atol=0)
+
+
+def test_large_outputs_come_on_huge_pages_unharmed():
+    x = torch.randn(1, 5, 2**19)
+    y, _, _ = cpu.normalize(x, None, None, 1e-5)
+    torch.testing.assert_close(y, functional.instance_norm(x.double()).float())
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)])
+def test_empty(shape):
+    y, mean, var = cpu.normalize(torch.empty(shape), None, None, 1e-5)
+    assert y.shape == shape
+    assert mean.shape == var.shape == shape[:2]
+
+
+def test_unknown_instruction_set():
+    with pytest.raises(ValueError, match=r"'v9' is not available: choose one of \w+"):
+        cpu.choose_instruction_set("v9")
+
+
+def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_environment_chooses_the_instruction_set():
+    narrowest = cpu.instruction_sets()[-1]
+    code = "from momentnorm.backends import cpu; print(cpu.instruction_set())"
+    assert in_new_process(code, MOMENTNORM_ISA=narrowest).stdout == narrowest + "\n"
+    refused = in_new_process(code, MOMENTNORM_ISA="v9")
+    assert refused.returncode == 1
+    assert "ValueError: instruction set 'v9' is not available: choose one of" in refused.stderr
+
+
+def test_without_kernels_the_reference_serves(monkeypatch):
+    monkeypatch.setattr(cpu, "_library", None)
+    monkeypatch.setattr(cpu, "_unavailable", "the kernels were not built")
+    x = torch.randn(2, 3, 8)
+    exact = torch.nn.functional.instance_norm(x.double())
+    torch.testing.assert_close(functional.instance_norm(x), exact.float())
+    assert cpu.instruction_sets() == []
+
+
+def executable(name: str) -> str:
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def test_kernels_under_sanitizers(tmp_path):
+    """tests/kernels_test.cpp, built with the address and undefined-behaviour sanitizers."""
+    commands = (
+        [
+            executable("cmake"),
+            "-S",
+            ROOT,
+            "-B",
+            tmp_path,
+            "-G",
+            "Ninja",
+            "-DMOMENTNORM_TEST=ON",
+            f"-DCMAKE_MAKE_PROGRAM={executable('ninja')}",
+        ],
+        [executable("cmake"), "--build", tmp_path],
+        [tmp_path / "kernels_test"],
+    )
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.endswith(" 0 failures\n")
+
+
+def test_compiles_for_aarch64(tmp_path):
+    compiler = executable("aarch64-linux-gnu-g++")
+    subprocess.run(
+        [
+            compiler,
+            "-std=c++20",
+            "-O1",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-ffp-contract=off",
+            "-DMOMENTNORM_NAMESPACE=momentnorm_neon",
+            '-DMOMENTNORM_NAME="neon"',
+            "-shared",
+            "-fPIC",
+            ROOT / "csrc/dispatch.cpp",
+            ROOT / "csrc/kernels.cpp",
+            "-o",
+            tmp_path / "library.so",
+        ],
+        check=True,
+    )
+
+
+def test_no_compiler_is_a_clear_message(tmp_path):
+    (tmp_path / "bin").mkdir()
+    for tool in ("cmake", "ninja"):
+        script = tmp_path / "bin" / tool
+        script.write_text(f'#!/bin/sh\nexec {executable(tool)} "$@"\n')
+        script.chmod(0o755)
+    (tmp_path / "bin" / "sh").symlink_to("/bin/sh")
+
+    def configure(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [tmp_path / "bin/cmake", "-S", ROOT, "-B", tmp_path / "build", "-G", "Ninja", *options],
+            env={"PATH": str(tmp_path / "bin")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    refused = configure()
+    assert refused.returncode != 0
+    assert "need a C++20 compiler, and none was found" in " ".join(refused.stderr.split())
+    assert "pip install . -C cmake.define.MOMENTNORM_KERNELS=OFF" in refused.stderr
+    assert configure("-DMOMENTNORM_KERNELS=OFF").returncode == 0
