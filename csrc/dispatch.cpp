@@ -10,19 +10,21 @@
 #define INSTRUCTION_SETS(X) X(neon)
 #endif
 
-#define DECLARE(name)                             \
-  namespace momentnorm_##name {                   \
-  extern const InstructionSet kInstructionSet;    \
+#define DECLARE(name)                      \
+  namespace momentnorm_##name {            \
+    extern const Kernels kChannelsFirst[]; \
+    extern const Kernels kChannelsLast[];  \
   }
 INSTRUCTION_SETS(DECLARE)
 #undef DECLARE
 
 namespace {
 
-constexpr const InstructionSet* kBuilt[] = {
-#define ADDRESS(name) &momentnorm_##name::kInstructionSet,
-    INSTRUCTION_SETS(ADDRESS)
-#undef ADDRESS
+// Best first.
+constexpr InstructionSet kBuilt[] = {
+#define ENTRY(name) {#name, {momentnorm_##name::kChannelsFirst, momentnorm_##name::kChannelsLast}},
+    INSTRUCTION_SETS(ENTRY)
+#undef ENTRY
 };
 
 bool runs(const char* name) {
@@ -46,14 +48,14 @@ struct Choice {
   char names[32] = "";
 
   Choice() {
-    for (const InstructionSet* candidate : kBuilt) {
-      if (!runs(candidate->name)) continue;
+    for (const InstructionSet& candidate : kBuilt) {
+      if (!runs(candidate.name)) continue;
       if (chosen == nullptr) {
-        chosen = candidate;
+        chosen = &candidate;
       } else {
         strcat(names, " ");
       }
-      strcat(names, candidate->name);
+      strcat(names, candidate.name);
     }
   }
 };
@@ -61,17 +63,16 @@ struct Choice {
 Choice choice;
 ThreadPool pool = {nullptr, nullptr};
 
-const Kernels* kernels_for(int32_t dtype, int32_t* status) {
-  if (choice.chosen == nullptr) {
-    *status = MOMENTNORM_NO_INSTRUCTION_SET;
-    return nullptr;
+bool known(int32_t value, int32_t count) { return value >= 0 && value < count; }
+
+int32_t find_kernels(const Grid& grid, const Kernels** kernels) {
+  if (choice.chosen == nullptr) return MOMENTNORM_NO_INSTRUCTION_SET;
+  if (!known(grid.dtype, kDtypes) || !known(grid.parameters, kDtypes) ||
+      !known(grid.layout, kLayouts)) {
+    return MOMENTNORM_UNKNOWN_GRID;
   }
-  if (dtype < 0 || dtype >= kDtypes) {
-    *status = MOMENTNORM_UNKNOWN_DTYPE;
-    return nullptr;
-  }
-  *status = MOMENTNORM_OK;
-  return &choice.chosen->kernels[dtype];
+  *kernels = &choice.chosen->kernels[grid.layout][grid.dtype];
+  return MOMENTNORM_OK;
 }
 
 }  // namespace
@@ -85,9 +86,9 @@ const char* momentnorm_instruction_set(void) {
 }
 
 int32_t momentnorm_choose_instruction_set(const char* name) {
-  for (const InstructionSet* candidate : kBuilt) {
-    if (strcmp(candidate->name, name) == 0 && runs(name)) {
-      choice.chosen = candidate;
+  for (const InstructionSet& candidate : kBuilt) {
+    if (strcmp(candidate.name, name) == 0 && runs(name)) {
+      choice.chosen = &candidate;
       return MOMENTNORM_OK;
     }
   }
@@ -107,46 +108,40 @@ void momentnorm_advise_fresh(void* memory, int64_t bytes) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
-// Each function: find the kernels, or say why there are none.
-#define FORWARD(function, ...)                                                  \
-  int32_t status;                                                               \
-  const Kernels* kernels = kernels_for(dtype, &status);                         \
-  if (kernels != nullptr) {                                                     \
-    kernels->function(pool, {channels, samples * channels, size}, __VA_ARGS__); \
-  }                                                                             \
-  return status
+// Each function: find the kernels, or say why there are none. No planes, no work.
+#define FORWARD(function, ...)                                   \
+  const Kernels* kernels = nullptr;                              \
+  const int32_t status = find_kernels(*grid, &kernels);          \
+  if (status != MOMENTNORM_OK) return status;                    \
+  if (grid->samples * grid->channels == 0) return MOMENTNORM_OK; \
+  return kernels->function(pool, *grid, __VA_ARGS__)
 
-int32_t momentnorm_moments(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
-                           const void* x, double* mean, double* var) {
+int32_t momentnorm_moments(const Grid* grid, const void* x, double* mean, double* var) {
   FORWARD(moments, x, mean, var);
 }
 
-int32_t momentnorm_apply(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
-                         const void* x, const double* mean, const double* scale,
+int32_t momentnorm_apply(const Grid* grid, const void* x, const double* mean, const double* scale,
                          const double* shift, void* y) {
   FORWARD(apply, x, mean, scale, shift, y);
 }
 
-int32_t momentnorm_normalize(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
-                             const void* x, const void* weight, const void* bias, double eps,
-                             void* y, double* mean, double* var) {
+int32_t momentnorm_normalize(const Grid* grid, const void* x, const void* weight, const void* bias,
+                             double eps, void* y, double* mean, double* var) {
   FORWARD(normalize, x, weight, bias, eps, y, mean, var);
 }
 
-int32_t momentnorm_gradient_sums(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
-                                 const void* gradient, const void* x, const double* mean,
-                                 double* sums, double* weighted_sums) {
+int32_t momentnorm_gradient_sums(const Grid* grid, const void* gradient, const void* x,
+                                 const double* mean, double* sums, double* weighted_sums) {
   FORWARD(gradient_sums, gradient, x, mean, sums, weighted_sums);
 }
 
-int32_t momentnorm_apply_gradient(int32_t dtype, int64_t samples, int64_t channels, int64_t size,
-                                  const void* gradient, const void* x, const double* mean,
-                                  const double* a, const double* b, const double* c, void* dx) {
+int32_t momentnorm_apply_gradient(const Grid* grid, const void* gradient, const void* x,
+                                  const double* mean, const double* a, const double* b,
+                                  const double* c, void* dx) {
   FORWARD(apply_gradient, gradient, x, mean, a, b, c, dx);
 }
 
-int32_t momentnorm_normalize_backward(int32_t dtype, int64_t samples, int64_t channels,
-                                      int64_t size, const void* gradient, const void* x,
+int32_t momentnorm_normalize_backward(const Grid* grid, const void* gradient, const void* x,
                                       const double* mean, const double* var, const void* weight,
                                       double eps, void* dx, double* sums, double* weighted_sums) {
   FORWARD(normalize_backward, gradient, x, mean, var, weight, eps, dx, sums, weighted_sums);

@@ -1,4 +1,4 @@
-// What dispatch.cpp knows of the kernels: one table of functions for each instruction set.
+// What dispatch.cpp knows of the kernels: tables of functions for each instruction set.
 #pragma once
 
 #include "momentnorm.h"
@@ -14,31 +14,29 @@ struct ThreadPool {
   }
 };
 
-// The grid of planes of a call.
-struct Grid {
-  int64_t channels, planes, size;
-};
+using Grid = momentnorm_grid;
 
-// For one element type. Signatures follow momentnorm.h.
+// For one layout and one element type. Arguments and status follow momentnorm.h.
 struct Kernels {
-  void (*moments)(const ThreadPool&, Grid, const void* x, double* mean, double* var);
-  void (*apply)(const ThreadPool&, Grid, const void* x, const double* mean, const double* scale,
-                const double* shift, void* y);
-  void (*normalize)(const ThreadPool&, Grid, const void* x, const void* weight, const void* bias,
-                    double eps, void* y, double* mean, double* var);
-  void (*gradient_sums)(const ThreadPool&, Grid, const void* gradient, const void* x,
-                        const double* mean, double* sums, double* weighted_sums);
-  void (*apply_gradient)(const ThreadPool&, Grid, const void* gradient, const void* x,
-                         const double* mean, const double* a, const double* b, const double* c,
-                         void* dx);
-  void (*normalize_backward)(const ThreadPool&, Grid, const void* gradient, const void* x,
-                             const double* mean, const double* var, const void* weight, double eps,
-                             void* dx, double* sums, double* weighted_sums);
+  int32_t (*moments)(const ThreadPool&, const Grid&, const void* x, double* mean, double* var);
+  int32_t (*apply)(const ThreadPool&, const Grid&, const void* x, const double* mean,
+                   const double* scale, const double* shift, void* y);
+  int32_t (*normalize)(const ThreadPool&, const Grid&, const void* x, const void* weight,
+                       const void* bias, double eps, void* y, double* mean, double* var);
+  int32_t (*gradient_sums)(const ThreadPool&, const Grid&, const void* gradient, const void* x,
+                           const double* mean, double* sums, double* weighted_sums);
+  int32_t (*apply_gradient)(const ThreadPool&, const Grid&, const void* gradient, const void* x,
+                            const double* mean, const double* a, const double* b, const double* c,
+                            void* dx);
+  int32_t (*normalize_backward)(const ThreadPool&, const Grid&, const void* gradient, const void* x,
+                                const double* mean, const double* var, const void* weight,
+                                double eps, void* dx, double* sums, double* weighted_sums);
 };
 
-constexpr int kDtypes = 2;  // indexed by momentnorm_dtype
+constexpr int kDtypes = 4;   // indexed by momentnorm_dtype
+constexpr int kLayouts = 2;  // indexed by momentnorm_layout
 
 struct InstructionSet {
   const char* name;
-  Kernels kernels[kDtypes];
+  const Kernels* kernels[kLayouts];  // each kDtypes of them
 };

@@ -9,10 +9,10 @@ namespace MOMENTNORM_NAMESPACE {
 // of the result's bits.
 constexpr int64_t kBlock = 8192;
 
-// Element i of a chunk belongs to column i mod kColumns. A column sums its kSteps elements in float,
-// which is as fast as the memory; then the columns go to the double lanes, through one addition
-// tree. So few roundings in float leave a sum's relative error below 1e-6 at worst, and near 1e-8 on
-// ordinary data.
+// Element i of a chunk belongs to column i mod kColumns. A column sums its kSteps elements in
+// float, which is as fast as the memory; then the columns go to the double lanes, through one
+// addition tree. So few roundings in float leave a sum's relative error below 1e-6 at worst, and
+// near 1e-8 on ordinary data.
 constexpr int kGroups = 4;
 constexpr int kColumns = kGroups * kLanes;
 constexpr int kSteps = 16;
@@ -35,7 +35,8 @@ struct Group {
   }
 };
 
-// Two sums over a chunk, in T. terms(i, one, other) gives the Vec<T> terms of elements i, i + 1, ...
+// Two sums over a chunk, in T. terms(i, one, other) gives the Vec<T> terms of elements i, i + 1,
+// ...
 template <class T, class Terms>
 INLINE void add_chunk(Lanes& first, Lanes& second, Terms terms) {
   // As many groups at once as leave registers free: two sums of each.
@@ -69,12 +70,12 @@ INLINE void add_chunk(Lanes& first, Lanes& second, Terms terms) {
 
 // What to bring into the cache meanwhile, so that the memory never waits for the arithmetic: during
 // a reduction the result that will be written after it, and during that writing the plane after.
-template <class T>
+template <class E>
 struct FetchAhead {
-  T* result;
+  E* result;
   int64_t plane;  // elements
   INLINE void for_writing(int64_t i) const { __builtin_prefetch(result + i, 1, 2); }
-  INLINE void next(const T* operand) const { __builtin_prefetch(operand + plane, 0, 2); }
+  INLINE void next(const E* operand) const { __builtin_prefetch(operand + plane, 0, 2); }
   INLINE FetchAhead from(int64_t i) const { return {result + i, plane}; }
 };
 struct NoFetch {
@@ -82,12 +83,6 @@ struct NoFetch {
   INLINE void next(const void*) const {}
   INLINE NoFetch from(int64_t) const { return {}; }
 };
-
-// The last elements, as a whole group of kLanes.
-template <class T>
-INLINE void pad(T (&group)[kLanes], const T* source, int64_t count, T padding) {
-  for (int k = 0; k < kLanes; ++k) group[k] = k < count ? source[k] : padding;
-}
 
 // The count, mean and sum of squared deviations of a set of numbers.
 struct Partial {
@@ -104,66 +99,96 @@ struct Partial {
   }
 };
 
-// The moments of a block from sums of x - origin, where the first `chunked` elements are summed in T
-// and the others in double.
+// Adds a vector of doubles for each register of lanes: terms(offset) gives kDoubles of them.
+template <class Terms>
+INLINE void add_lanes(Lanes& first, Lanes& second, Terms terms) {
+  for (int r = 0; r < kRegisters; ++r) {
+    Doubles one, other;
+    terms(r * kDoubles, one, other);
+    first.registers[r] += one;
+    second.registers[r] += other;
+  }
+}
+
+// Two sums over a block: the first `chunked` elements in the compute type, by columns; the others
+// in double, by lanes. fast(i, one, other) gives vectors of terms, exact(i, one, other) doubles,
+// and single(i, one, other) one element's.
+template <class T, class Fast, class Exact, class Single>
+INLINE void add_block(Lanes& first, Lanes& second, int64_t count, int64_t chunked, Fast fast,
+                      Exact exact, Single single) {
+  for (int64_t at = 0; at < chunked; at += kChunk) {
+    add_chunk<T>(first, second,
+                 [&](int64_t i, Vec<T>& one, Vec<T>& other) { fast(at + i, one, other); });
+  }
+  int64_t at = chunked;
+  for (; at + kLanes <= count; at += kLanes) {
+    add_lanes(first, second,
+              [&](int64_t i, Doubles& one, Doubles& other) { exact(at + i, one, other); });
+  }
+  if (at < count) {
+    double terms[2][kLanes] = {};
+    for (int64_t i = at; i < count; ++i) single(i, terms[0][i - at], terms[1][i - at]);
+    add_lanes(first, second, [&](int64_t i, Doubles& one, Doubles& other) {
+      one = load_as_is<Doubles>(terms[0] + i);
+      other = load_as_is<Doubles>(terms[1] + i);
+    });
+  }
+}
+
+// The moments of a block from sums of x - origin.
 //
 // Whatever the data, the mean of m of the block's n elements lies within sqrt(n / m) standard
 // deviations of the block's mean. So an origin of that kind costs m2 at most a factor 1 + n / m by
 // cancellation.
-template <class T, class Fetch>
-INLINE Partial moments_about(const T* x, int64_t count, T origin, int64_t chunked, Fetch fetch) {
+template <class E, class Fetch>
+INLINE Partial moments_about(const E* x, int64_t count, Compute<E> origin, int64_t chunked,
+                             Fetch fetch) {
+  using T = Compute<E>;
   Lanes sum, squares;
-  for (int64_t at = 0; at < chunked; at += kChunk) {
-    add_chunk<T>(sum, squares, [&](int64_t i, Vec<T>& one, Vec<T>& other) {
-      fetch.for_writing(at + i);
-      one = load<Vec<T>>(x + at + i) - origin;
-      other = one * one;
-    });
-  }
-  auto add = [&](const T* group) {
-    for (int r = 0; r < kRegisters; ++r) {
-      const Doubles shifted = load_doubles(group + r * kDoubles) - double(origin);
-      sum.registers[r] += shifted;
-      squares.registers[r] += shifted * shifted;
-    }
-  };
-  int64_t i = chunked;
-  for (; i + kLanes <= count; i += kLanes) {
-    fetch.for_writing(i);
-    add(x + i);
-  }
-  if (i < count) {
-    T group[kLanes];
-    pad(group, x + i, count - i, origin);  // adds exact zeros
-    add(group);
-  }
+  add_block<T>(
+      sum, squares, count, chunked,
+      [&](int64_t i, Vec<T>& one, Vec<T>& other) {
+        fetch.for_writing(i);
+        one = load(x + i) - origin;
+        other = one * one;
+      },
+      [&](int64_t i, Doubles& one, Doubles& other) {
+        fetch.for_writing(i);
+        one = load_doubles(x + i) - double(origin);
+        other = one * one;
+      },
+      [&](int64_t i, double& one, double& other) {
+        one = double(get(x[i])) - double(origin);
+        other = one * one;
+      });
   const double offset = sum.total() / double(count);
   const double m2 = squares.total() - offset * offset * double(count);
   return {double(count), double(origin) + offset, m2 < 0 ? 0 : m2};
 }
 
-// In double throughout: a constant block has its mean to the last bit and m2 = 0, and no float
-// overflows or underflows.
-template <class T, class Fetch>
-INLINE Partial moments_of(const T* x, int64_t count, Fetch fetch) {
-  return moments_about(x, count, x[0], 0, fetch);
+// Whether sums of squares in float neither overflowed nor underflowed. A constant is exact anyway.
+INLINE bool in_range(double sum_of_squares, double sum, double count) {
+  const double var = sum_of_squares / count;
+  return (var > 1e-24 && var < 1e24) || (sum_of_squares == 0 && sum == 0);
 }
 
-template <class Fetch>
-INLINE Partial moments_of(const float* x, int64_t count, Fetch fetch) {
-  const int64_t chunked = count - count % kChunk;
+template <class E, class Fetch>
+INLINE Partial moments_of(const E* x, int64_t count, Fetch fetch) {
+  const int64_t chunked = sizeof(E) < sizeof(double) ? count - count % kChunk : 0;
   if (chunked > 0) {
     Lanes sum, unused;
-    add_chunk<float>(sum, unused, [&](int64_t i, Vec<float>& one, Vec<float>& other) {
-      one = load<Vec<float>>(x + i);
-      other = one - one;
-    });
-    const float origin = float(sum.total() / kChunk);
+    add_chunk<Compute<E>>(sum, unused,
+                          [&](int64_t i, Vec<Compute<E>>& one, Vec<Compute<E>>& other) {
+                            one = load(x + i);
+                            other = one - one;
+                          });
+    const Compute<E> origin = Compute<E>(sum.total() / kChunk);
     const Partial fast = moments_about(x, count, origin, chunked, fetch);
-    const double var = fast.m2 / fast.count;
-    if (var > 1e-24 && var < 1e24) return fast;
+    if (in_range(fast.m2, fast.mean - double(origin), fast.count)) return fast;
   }
-  return moments_about(x, count, x[0], 0, fetch);
+  // In double throughout, about an element of the block: a constant block has its mean to the last
+  // bit and m2 = 0.
+  return moments_about(x, count, get(x[0]), 0, fetch);
 }
 
 // A mean is more precise than T: it is `high`, as T, and the rest. The kernels subtract `high` from
@@ -176,87 +201,75 @@ struct Split {
 };
 
 // y = (x - mean) * scale + shift
-template <class T, class Fetch>
-INLINE void apply_to(const T* x, T* y, int64_t count, double mean, double scale, double shift,
+template <class E, class Fetch>
+INLINE void apply_to(const E* x, E* y, int64_t count, double mean, double scale, double shift,
                      Fetch fetch) {
+  using T = Compute<E>;
   const Split<T> centre(mean);
   const T s = T(scale), t = T(shift - centre.rest * scale);
   int64_t i = 0;
   for (; i + kWidth<T> <= count; i += kWidth<T>) {
     fetch.next(x + i);
-    store(y + i, (load<Vec<T>>(x + i) - centre.high) * s + t);
+    store(y + i, (load(x + i) - centre.high) * s + t);
   }
-  for (; i < count; ++i) y[i] = (x[i] - centre.high) * s + t;
+  for (; i < count; ++i) y[i] = put<E>((get(x[i]) - centre.high) * s + t);
 }
 
 struct GradientSums {
   double plain, weighted;
 };
 
-// sum(g) and sum(g * (x - mean)), the first `chunked` elements in T and the others in double.
-template <class T, class Fetch>
-INLINE GradientSums gradient_sums_about(const T* g, const T* x, int64_t count, double mean,
+// sum(g) and sum(g * (x - mean))
+template <class E, class Fetch>
+INLINE GradientSums gradient_sums_about(const E* g, const E* x, int64_t count, double mean,
                                         int64_t chunked, Fetch fetch) {
+  using T = Compute<E>;
   const Split<T> centre(mean);
   Lanes plain, weighted;
-  for (int64_t at = 0; at < chunked; at += kChunk) {
-    add_chunk<T>(plain, weighted, [&](int64_t i, Vec<T>& one, Vec<T>& other) {
-      fetch.for_writing(at + i);
-      one = load<Vec<T>>(g + at + i);
-      other = one * (load<Vec<T>>(x + at + i) - centre.high);
-    });
-  }
-  auto add = [&](const T* g_group, const T* x_group) {
-    for (int r = 0; r < kRegisters; ++r) {
-      const Doubles gradient = load_doubles(g_group + r * kDoubles);
-      plain.registers[r] += gradient;
-      weighted.registers[r] +=
-          gradient * (load_doubles(x_group + r * kDoubles) - double(centre.high));
-    }
-  };
-  int64_t i = chunked;
-  for (; i + kLanes <= count; i += kLanes) {
-    fetch.for_writing(i);
-    add(g + i, x + i);
-  }
-  if (i < count) {
-    T g_group[kLanes], x_group[kLanes];
-    pad(g_group, g + i, count - i, T(0));
-    pad(x_group, x + i, count - i, centre.high);
-    add(g_group, x_group);
-  }
+  add_block<T>(
+      plain, weighted, count, chunked,
+      [&](int64_t i, Vec<T>& one, Vec<T>& other) {
+        fetch.for_writing(i);
+        one = load(g + i);
+        other = one * (load(x + i) - centre.high);
+      },
+      [&](int64_t i, Doubles& one, Doubles& other) {
+        fetch.for_writing(i);
+        one = load_doubles(g + i);
+        other = one * (load_doubles(x + i) - double(centre.high));
+      },
+      [&](int64_t i, double& one, double& other) {
+        one = double(get(g[i]));
+        other = one * (double(get(x[i])) - double(centre.high));
+      });
   const double sum = plain.total();
   return {sum, weighted.total() - centre.rest * sum};
 }
 
-template <class T, class Fetch>
-INLINE GradientSums gradient_sums_of(const T* g, const T* x, int64_t count, double mean, Fetch fetch) {
-  return gradient_sums_about(g, x, count, mean, 0, fetch);
-}
-
-template <class Fetch>
-INLINE GradientSums gradient_sums_of(const float* g, const float* x, int64_t count, double mean,
+template <class E, class Fetch>
+INLINE GradientSums gradient_sums_of(const E* g, const E* x, int64_t count, double mean,
                                      Fetch fetch) {
-  const int64_t chunked = count - count % kChunk;
+  const int64_t chunked = sizeof(E) < sizeof(double) ? count - count % kChunk : 0;
   const GradientSums fast = gradient_sums_about(g, x, count, mean, chunked, fetch);
   // An overflow in float, or a number that is none: only the second stays in double.
-  if (__builtin_isfinite(fast.weighted)) return fast;
+  if (chunked == 0 || __builtin_isfinite(fast.plain + fast.weighted)) return fast;
   return gradient_sums_about(g, x, count, mean, 0, fetch);
 }
 
 // dx = a * g + b * (x - mean) + c
-template <class T, class Fetch>
-INLINE void apply_gradient_to(const T* g, const T* x, T* dx, int64_t count, double mean, double a,
+template <class E, class Fetch>
+INLINE void apply_gradient_to(const E* g, const E* x, E* dx, int64_t count, double mean, double a,
                               double b, double c, Fetch fetch) {
+  using T = Compute<E>;
   const Split<T> centre(mean);
   const T ta = T(a), tb = T(b), tc = T(c - centre.rest * b);
   int64_t i = 0;
   for (; i + kWidth<T> <= count; i += kWidth<T>) {
     fetch.next(g + i);
     fetch.next(x + i);
-    store(dx + i, load<Vec<T>>(g + i) * ta + ((load<Vec<T>>(x + i) - centre.high) * tb + tc));
+    store(dx + i, load(g + i) * ta + ((load(x + i) - centre.high) * tb + tc));
   }
-  for (; i < count; ++i) dx[i] = g[i] * ta + ((x[i] - centre.high) * tb + tc);
+  for (; i < count; ++i) dx[i] = put<E>(get(g[i]) * ta + ((get(x[i]) - centre.high) * tb + tc));
 }
 
 }  // namespace MOMENTNORM_NAMESPACE

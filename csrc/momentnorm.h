@@ -1,10 +1,10 @@
 /* The C ABI of momentnorm's CPU kernels: raw pointers, no Python, no torch.
  *
- * A feature map x is `samples` x `channels` planes of `size` elements each, contiguous, in the
- * type `dtype`. What belongs to a plane (mean, var, scale, sums, ...) is a contiguous double array
- * of samples * channels values. weight and bias have one value per channel, in x's type, and may
- * be null (ones and zeros). An output may be the same memory as x (or as gradient), element for
- * element; otherwise outputs do not overlap inputs.
+ * A feature map x is `samples` x `channels` planes of `size` elements each, of the type `dtype`,
+ * and contiguous in the order that `layout` names. What belongs to a plane (mean, var, scale, sums,
+ * ...) is a contiguous double array of samples * channels values. weight and bias have one value
+ * per channel, of the type `parameters`, and may be null (ones and zeros). An output may be the
+ * same memory as x (or as gradient), element for element; otherwise outputs do not overlap inputs.
  *
  * The results are the same bits for any number of threads, any batch around a sample, and any
  * instruction set.
@@ -20,19 +20,35 @@
 extern "C" {
 #endif
 
-#define MOMENTNORM_ABI_VERSION 1
+#define MOMENTNORM_ABI_VERSION 2
 #define MOMENTNORM_EXPORT __attribute__((visibility("default")))
 
 enum momentnorm_status {
   MOMENTNORM_OK = 0,
-  MOMENTNORM_UNKNOWN_DTYPE = 1,
+  MOMENTNORM_UNKNOWN_GRID = 1, /* a dtype or a layout without kernels */
   MOMENTNORM_NO_INSTRUCTION_SET = 2,
+  MOMENTNORM_NO_MEMORY = 3,
 };
 
 enum momentnorm_dtype {
   MOMENTNORM_FLOAT32 = 0,
   MOMENTNORM_FLOAT64 = 1,
+  MOMENTNORM_BFLOAT16 = 2,
+  MOMENTNORM_FLOAT16 = 3,
 };
+
+enum momentnorm_layout {
+  MOMENTNORM_CHANNELS_FIRST = 0, /* samples, channels, size */
+  MOMENTNORM_CHANNELS_LAST = 1,  /* samples, size, channels */
+};
+
+/* What a call is about. */
+typedef struct momentnorm_grid {
+  int64_t samples, channels, size;
+  int32_t dtype;      /* of the feature maps; half types are computed in float */
+  int32_t parameters; /* of weight and bias: like dtype, or float32 beside a half type */
+  int32_t layout;
+} momentnorm_grid;
 
 /* Of the header that this library was compiled with. */
 MOMENTNORM_EXPORT int32_t momentnorm_abi_version(void);
@@ -64,40 +80,37 @@ MOMENTNORM_EXPORT void momentnorm_set_thread_pool(momentnorm_parallel_for parall
 MOMENTNORM_EXPORT void momentnorm_advise_fresh(void* memory, int64_t bytes);
 
 /* mean, var = moments of each plane; var is divided by size. Planes of no elements give NaN. */
-MOMENTNORM_EXPORT int32_t momentnorm_moments(int32_t dtype, int64_t samples, int64_t channels,
-                                             int64_t size, const void* x, double* mean,
-                                             double* var);
+MOMENTNORM_EXPORT int32_t momentnorm_moments(const momentnorm_grid* grid, const void* x,
+                                             double* mean, double* var);
 
 /* y = (x - mean) * scale + shift */
-MOMENTNORM_EXPORT int32_t momentnorm_apply(int32_t dtype, int64_t samples, int64_t channels,
-                                           int64_t size, const void* x, const double* mean,
-                                           const double* scale, const double* shift, void* y);
+MOMENTNORM_EXPORT int32_t momentnorm_apply(const momentnorm_grid* grid, const void* x,
+                                           const double* mean, const double* scale,
+                                           const double* shift, void* y);
 
 /* Both in one visit of each plane: y = (x - mean) * weight / sqrt(var + eps) + bias */
-MOMENTNORM_EXPORT int32_t momentnorm_normalize(int32_t dtype, int64_t samples, int64_t channels,
-                                               int64_t size, const void* x, const void* weight,
-                                               const void* bias, double eps, void* y, double* mean,
-                                               double* var);
+MOMENTNORM_EXPORT int32_t momentnorm_normalize(const momentnorm_grid* grid, const void* x,
+                                               const void* weight, const void* bias, double eps,
+                                               void* y, double* mean, double* var);
 
 /* sums = sum(gradient), weighted_sums = sum(gradient * (x - mean)), over each plane */
-MOMENTNORM_EXPORT int32_t momentnorm_gradient_sums(int32_t dtype, int64_t samples,
-                                                   int64_t channels, int64_t size,
+MOMENTNORM_EXPORT int32_t momentnorm_gradient_sums(const momentnorm_grid* grid,
                                                    const void* gradient, const void* x,
                                                    const double* mean, double* sums,
                                                    double* weighted_sums);
 
 /* dx = a * gradient + b * (x - mean) + c */
-MOMENTNORM_EXPORT int32_t momentnorm_apply_gradient(int32_t dtype, int64_t samples,
-                                                    int64_t channels, int64_t size,
+MOMENTNORM_EXPORT int32_t momentnorm_apply_gradient(const momentnorm_grid* grid,
                                                     const void* gradient, const void* x,
                                                     const double* mean, const double* a,
                                                     const double* b, const double* c, void* dx);
 
 /* The backward of momentnorm_normalize in one visit of each plane: dx and both sums. */
-MOMENTNORM_EXPORT int32_t momentnorm_normalize_backward(
-    int32_t dtype, int64_t samples, int64_t channels, int64_t size, const void* gradient,
-    const void* x, const double* mean, const double* var, const void* weight, double eps, void* dx,
-    double* sums, double* weighted_sums);
+MOMENTNORM_EXPORT int32_t momentnorm_normalize_backward(const momentnorm_grid* grid,
+                                                        const void* gradient, const void* x,
+                                                        const double* mean, const double* var,
+                                                        const void* weight, double eps, void* dx,
+                                                        double* sums, double* weighted_sums);
 
 #ifdef __cplusplus
 }

@@ -9,6 +9,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
 namespace MOMENTNORM_NAMESPACE {
 
 #if defined(__AVX512F__)
@@ -27,43 +33,191 @@ constexpr int kRegisters = kLanes / kDoubles;
 
 typedef double Doubles __attribute__((vector_size(kBytes)));
 
-// A register of T, for arithmetic in T.
-template <class T>
-struct Native;
-template <>
-struct Native<float> {
-  typedef float Vec __attribute__((vector_size(kBytes)));
-  // As many elements as Doubles has.
-  typedef float Part __attribute__((vector_size(kBytes / 2)));
+// Element types without arithmetic of their own.
+struct BFloat16 {
+  uint16_t bits;
 };
-template <>
-struct Native<double> {
-  typedef double Vec __attribute__((vector_size(kBytes)));
-  typedef Vec Part;
+struct Float16 {
+  uint16_t bits;
 };
 
+// The type that an element type is computed in.
+template <class E>
+struct ComputeOf {
+  typedef float Type;
+};
+template <>
+struct ComputeOf<double> {
+  typedef double Type;
+};
+template <class E>
+using Compute = typename ComputeOf<E>::Type;
+
+// A register of T, for arithmetic in T.
 template <class T>
-using Vec = typename Native<T>::Vec;
+using Vec __attribute__((vector_size(kBytes))) = T;
 
 template <class T>
 constexpr int kWidth = kBytes / int(sizeof(T));
 
+// Vectors of `count` numbers.
+template <class T, int count>
+using Some __attribute__((vector_size(sizeof(T) * count))) = T;
+
+template <class V, class W>
+INLINE V same_bits(W from) {
+  static_assert(sizeof(V) == sizeof(W));
+  V to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
 template <class V, class T>
-INLINE V load(const T* source) {
+INLINE V load_as_is(const T* source) {
   V vector;
   memcpy(&vector, source, sizeof vector);
   return vector;
 }
 
-template <class V, class T>
-INLINE void store(T* target, V vector) {
-  memcpy(target, &vector, sizeof vector);
+// float and double: `count` elements as they are.
+template <int count>
+INLINE Some<float, count> widen(const float* source) {
+  return load_as_is<Some<float, count>>(source);
+}
+template <int count>
+INLINE Some<double, count> widen(const double* source) {
+  return load_as_is<Some<double, count>>(source);
+}
+template <int count>
+INLINE void narrow(float* target, Some<float, count> values) {
+  memcpy(target, &values, sizeof values);
+}
+template <int count>
+INLINE void narrow(double* target, Some<double, count> values) {
+  memcpy(target, &values, sizeof values);
 }
 
-// kDoubles elements, widened.
-template <class T>
-INLINE Doubles load_doubles(const T* source) {
-  return __builtin_convertvector(load<typename Native<T>::Part>(source), Doubles);
+// bfloat16 is the upper half of a float; rounding is to the nearest, ties to even.
+template <int count>
+INLINE Some<float, count> widen(const BFloat16* source) {
+  typedef Some<uint32_t, count> Bits;
+  const auto halves = load_as_is<Some<uint16_t, count>>(source);
+  return same_bits<Some<float, count>>(Bits(__builtin_convertvector(halves, Bits) << 16));
+}
+template <int count>
+INLINE void narrow(BFloat16* target, Some<float, count> values) {
+  typedef Some<uint32_t, count> Bits;
+  const Bits bits = same_bits<Bits>(values);
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits nan = same_bits<Bits>(values != values);  // all ones
+  const Bits result = (rounded & ~nan) | (0x7fc0 & nan);
+  const auto halves = __builtin_convertvector(result, Some<uint16_t, count>);
+  memcpy(target, &halves, sizeof halves);
+}
+
+// IEEE half precision, by integer arithmetic: for tails, and for processors without conversions.
+template <int count>
+INLINE Some<float, count> widen_by_integers(const Float16* source) {
+  typedef Some<uint32_t, count> Bits;
+  typedef Some<float, count> Floats;
+  const auto halves = load_as_is<Some<uint16_t, count>>(source);
+  const Bits bits = __builtin_convertvector(halves, Bits);
+  const Bits sign = (bits & 0x8000) << 16, magnitude = (bits & 0x7fff) << 13;
+  // A float with this exponent field is 2^-112 of the half's value, subnormals included.
+  const Floats scaled = same_bits<Floats>(magnitude) * 0x1p112f;
+  const Bits special = same_bits<Bits>((bits & 0x7c00) == 0x7c00);  // infinity or not a number
+  const Bits quiet = same_bits<Bits>((bits & 0x3ff) != 0) & special & 0x400000;
+  const Bits result = same_bits<Bits>(scaled) | (special & 0x7f800000) | quiet;
+  return same_bits<Floats>(result | sign);
+}
+template <int count>
+INLINE void narrow_by_integers(Float16* target, Some<float, count> values) {
+  typedef Some<uint32_t, count> Bits;
+  typedef Some<float, count> Floats;
+  const Bits bits = same_bits<Bits>(values);
+  const Bits sign = bits & 0x80000000, magnitude = bits & 0x7fffffff;
+  // Normal halves: rebias the exponent, round to the nearest, ties to even.
+  const Bits normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Subnormal halves: adding 1/2 leaves just the half's bits, rounded by the addition.
+  const Bits subnormal = same_bits<Bits>(Floats(same_bits<Floats>(magnitude) + 0.5f)) - 0x3f000000;
+  const Bits small = same_bits<Bits>(magnitude < 0x38800000);
+  const Bits large = same_bits<Bits>(magnitude >= 0x47800000);
+  const Bits nan = same_bits<Bits>(magnitude > 0x7f800000);
+  Bits result = (normal & ~small) | (subnormal & small);
+  result = (result & ~large) | (large & 0x7c00);
+  result = ((result & ~nan) | (nan & 0x7e00)) | (sign >> 16);
+  const auto halves = __builtin_convertvector(result, Some<uint16_t, count>);
+  memcpy(target, &halves, sizeof halves);
+}
+template <int count>
+INLINE Some<float, count> widen(const Float16* source) {
+#if defined(__AVX512F__)
+  if constexpr (count == 16) {
+    return (Some<float, count>)_mm512_maskz_cvtph_ps(0xffff, load_as_is<__m256i>(source));
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (count == 8) {
+    return (Some<float, count>)_mm256_cvtph_ps(load_as_is<__m128i>(source));
+  }
+#elif defined(__aarch64__)
+  if constexpr (count == 4) {
+    return (Some<float, count>)vcvt_f32_f16(load_as_is<float16x4_t>(source));
+  }
+#endif
+  return widen_by_integers<count>(source);
+}
+template <int count>
+INLINE void narrow(Float16* target, Some<float, count> values) {
+#if defined(__AVX512F__)
+  if constexpr (count == 16) {
+    const __m256i halves = _mm512_maskz_cvtps_ph(0xffff, (__m512)values, _MM_FROUND_TO_NEAREST_INT);
+    memcpy(target, &halves, sizeof halves);
+    return;
+  }
+#endif
+#if defined(__F16C__)
+  if constexpr (count == 8) {
+    const __m128i halves = _mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT);
+    memcpy(target, &halves, sizeof halves);
+    return;
+  }
+#elif defined(__aarch64__)
+  if constexpr (count == 4) {
+    const float16x4_t halves = vcvt_f16_f32((float32x4_t)values);
+    memcpy(target, &halves, sizeof halves);
+    return;
+  }
+#endif
+  narrow_by_integers<count>(target, values);
+}
+
+// A whole register of elements, in the type that they are computed in.
+template <class E>
+INLINE Vec<Compute<E>> load(const E* source) {
+  return widen<kWidth<Compute<E>>>(source);
+}
+template <class E>
+INLINE void store(E* target, Vec<Compute<E>> values) {
+  narrow<kWidth<Compute<E>>>(target, values);
+}
+
+// kDoubles elements, as doubles.
+template <class E>
+INLINE Doubles load_doubles(const E* source) {
+  return __builtin_convertvector(widen<kDoubles>(source), Doubles);
+}
+
+// One element.
+template <class E>
+INLINE Compute<E> get(E element) {
+  return widen<1>(&element)[0];
+}
+template <class E>
+INLINE E put(Compute<E> value) {
+  E element;
+  narrow<1>(&element, Some<Compute<E>, 1>{value});
+  return element;
 }
 
 // One sum in kLanes lanes.

@@ -1,6 +1,7 @@
-// Checks every kernel on every instruction set against long double arithmetic, at sizes around the
-// vector and block widths, at odd addresses, and over thread counts; meant to run under the
-// sanitizers, so every buffer is a heap block of just the size that the call may touch.
+// Checks every kernel on every instruction set against long double arithmetic: element types,
+// layouts, sizes around the vector and block widths, odd addresses, thread counts. It is meant to
+// run under the sanitizers, so every buffer is a heap block of just the size that the call may
+// touch.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -46,18 +47,36 @@ int32_t parallel_for(int64_t begin, int64_t end, int64_t grain, momentnorm_body 
   return 0;
 }
 
+// bfloat16 by hand, to compare with.
+struct BFloat16 {
+  uint16_t bits;
+  BFloat16() = default;
+  explicit BFloat16(double value) {
+    const float narrowed = float(value);
+    uint32_t word;
+    std::memcpy(&word, &narrowed, sizeof word);
+    bits = uint16_t((word + 0x7fff + (word >> 16 & 1)) >> 16);
+  }
+  operator double() const {
+    const uint32_t word = uint32_t(bits) << 16;
+    float value;
+    std::memcpy(&value, &word, sizeof value);
+    return value;
+  }
+};
+
 // `count` elements, `offset` elements behind an aligned address, and not one more.
-template <class T>
+template <class E>
 struct Buffer {
   std::unique_ptr<char[]> memory;
-  T* data;
+  E* data;
   int64_t count;
   Buffer(int64_t count, int64_t offset)
-      : memory(new char[size_t(count + offset) * sizeof(T)]),
-        data(reinterpret_cast<T*>(memory.get()) + offset),
+      : memory(new char[size_t(count + offset) * sizeof(E)]),
+        data(reinterpret_cast<E*>(memory.get()) + offset),
         count(count) {}
   bool operator==(const Buffer& other) const {
-    return std::memcmp(data, other.data, size_t(count) * sizeof(T)) == 0;
+    return std::memcmp(data, other.data, size_t(count) * sizeof(E)) == 0;
   }
 };
 
@@ -67,137 +86,218 @@ struct Results {
     return values.size() == other.values.size() &&
            std::memcmp(values.data(), other.values.data(), values.size() * sizeof(double)) == 0;
   }
-  template <class T>
-  void add(const T* data, int64_t count) {
+  template <class E>
+  void add(const E* data, int64_t count) {
     for (int64_t i = 0; i < count; ++i) values.push_back(double(data[i]));
   }
 };
 
-// Within 16 roundings of T at this scale: the largest intermediate value that is rounded.
-template <class T>
-bool near(T got, long double wanted, long double scale) {
-  const long double unit = sizeof(T) == 4 ? 0x1p-24L : 0x1p-53L;
-  return std::fabs((long double)got - wanted) <= 16 * unit * (scale + std::fabs(wanted));
+// Half of the distance between neighbouring numbers, relative: of the type that is computed in, and
+// of the element.
+template <class E>
+constexpr long double kUnit = sizeof(E) == 8 ? 0x1p-53L : 0x1p-24L;
+template <class E>
+constexpr long double kRounding = kUnit<E>;
+template <>
+constexpr long double kRounding<BFloat16> = 0x1p-8L;
+template <>
+constexpr long double kRounding<_Float16> = 0x1p-11L;
+
+// Within 16 roundings at this scale, the largest intermediate value, and one of the element.
+template <class E>
+bool near(E got, long double wanted, long double scale) {
+  const long double error = std::fabs((long double)double(got) - wanted);
+  const long double smallest = sizeof(E) == 2 ? 0x1p-25L : 0;  // a subnormal half
+  return error <= 16 * kUnit<E> * (scale + std::fabs(wanted)) +
+                      (sizeof(E) == 2 ? kRounding<E> * 1.01L * std::fabs(wanted) + smallest : 0);
 }
 
-template <class T>
-Results run(int32_t dtype, int64_t samples, int64_t channels, int64_t size, double centre,
-            int64_t offset, bool affine, bool compare, const std::string& label) {
-  const int64_t planes = samples * channels, count = planes * size;
+template <class E, class P>
+Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bool compare,
+            const std::string& label) {
+  const int64_t channels = grid.channels, size = grid.size;
+  const int64_t planes = grid.samples * channels, count = planes * size;
+  // Where element i of plane p is.
+  auto at = [=](int64_t p, int64_t i) {
+    return grid.layout == MOMENTNORM_CHANNELS_FIRST
+               ? p * size + i
+               : (p / channels * size + i) * channels + p % channels;
+  };
   std::mt19937 random(7);
   std::normal_distribution<double> normal;
-  Buffer<T> x(count, offset), g(count, offset), y(count, offset), dx(count, offset),
-      weight(channels, offset), bias(channels, offset);
-  for (int64_t i = 0; i < count; ++i) x.data[i] = T(centre + normal(random));
-  for (int64_t i = 0; i < count; ++i) g.data[i] = T(normal(random));
-  for (int64_t i = 0; i < channels; ++i) weight.data[i] = T(0.5 + i), bias.data[i] = T(-1.5 * i);
-  std::vector<double> mean(planes), var(planes), sums(planes), weighted(planes), a(planes),
-      b(planes), c(planes);
-  const T* w = affine ? weight.data : nullptr;
-  const T* bb = affine ? bias.data : nullptr;
+  Buffer<E> x(count, offset), g(count, offset), y(count, offset), dx(count, offset);
+  Buffer<P> weight(channels, offset), bias(channels, offset);
+  for (int64_t i = 0; i < count; ++i) x.data[i] = E(centre + normal(random));
+  for (int64_t i = 0; i < count; ++i) g.data[i] = E(normal(random));
+  for (int64_t i = 0; i < channels; ++i) {
+    weight.data[i] = P(0.5 + double(i % 7)), bias.data[i] = P(-1.5 * double(i % 5));
+  }
+  std::vector<double> mean(planes), var(planes), sums(planes), weighted(planes);
+  const P* w = affine ? weight.data : nullptr;
+  const P* bb = affine ? bias.data : nullptr;
   const double eps = 1e-5;
   Results results;
 
-  check(momentnorm_normalize(dtype, samples, channels, size, x.data, w, bb, eps, y.data,
-                             mean.data(), var.data()) == 0, label + " status");
-  check(momentnorm_normalize_backward(dtype, samples, channels, size, g.data, x.data, mean.data(),
-                                      var.data(), w, eps, dx.data, sums.data(),
-                                      weighted.data()) == 0, label + " status");
+  check(momentnorm_normalize(&grid, x.data, w, bb, eps, y.data, mean.data(), var.data()) == 0,
+        label + " status");
+  check(momentnorm_normalize_backward(&grid, g.data, x.data, mean.data(), var.data(), w, eps,
+                                      dx.data, sums.data(), weighted.data()) == 0,
+        label + " status");
   results.add(y.data, count), results.add(dx.data, count);
   for (auto* values : {&mean, &var, &sums, &weighted}) results.add(values->data(), planes);
 
-  if (compare) {
-    for (int64_t p = 0; p < planes; ++p) {
-      const T* xs = x.data + p * size;
-      const T* gs = g.data + p * size;
-      long double m = 0, v = 0, s = 0, t = 0;
-      for (int64_t i = 0; i < size; ++i) m += xs[i];
-      m /= size;
-      for (int64_t i = 0; i < size; ++i) v += (xs[i] - m) * (xs[i] - m);
-      v /= size;
-      for (int64_t i = 0; i < size; ++i) s += gs[i], t += gs[i] * (xs[i] - m);
-      const long double ww = affine ? (long double)weight.data[p % channels] : 1;
-      const long double shift = affine ? (long double)bias.data[p % channels] : 0;
-      const long double rstd = 1 / std::sqrt(v + eps);
-      // A double mean is rounded at its own size; for floats it carries 29 bits to spare, and sums
-      // take a few roundings of float, relative to the terms.
-      const long double unit = sizeof(T) == 8 ? 0x1p-53L : 0x1p-24L;
-      const long double rounding = 16 * 0x1p-53L * (3 + std::fabs(centre));
-      const long double far = sizeof(T) == 8 ? 3 + std::fabs(centre) : 0.25;
-      check(std::fabs(mean[p] - m) <= unit + rounding, label + " mean");
-      check(std::fabs(var[p] - v) <= (4 * unit + rounding) * (v + 0x1p-20L), label + " var");
-      check(std::fabs(sums[p] - s) <= (4 * unit + rounding) * size, label + " sums");
-      check(std::fabs(weighted[p] - t) <= (4 * unit + rounding) * size, label + " weighted sums");
-      bool good = true;
-      for (int64_t i = 0; i < size; ++i) {
-        const long double d = xs[i] - m, scale = ww * rstd;
-        good &= near(y.data[p * size + i], d * scale + shift, scale * (std::fabs(d) + far));
-        const long double wanted = scale * (gs[i] - s / size - d * rstd * rstd * t / size);
-        good &= near(dx.data[p * size + i], wanted, scale * 5 * (1 + far * rstd));
-      }
-      check(good, label + " y, dx");
+  for (int64_t p = 0; compare && p < planes; ++p) {
+    std::vector<long double> xs(size), gs(size);
+    for (int64_t i = 0; i < size; ++i)
+      xs[i] = double(x.data[at(p, i)]), gs[i] = double(g.data[at(p, i)]);
+    long double m = 0, v = 0, s = 0, t = 0;
+    for (int64_t i = 0; i < size; ++i) m += xs[i];
+    m /= size;
+    for (int64_t i = 0; i < size; ++i) v += (xs[i] - m) * (xs[i] - m);
+    v /= size;
+    for (int64_t i = 0; i < size; ++i) s += gs[i], t += gs[i] * (xs[i] - m);
+    const long double ww = affine ? (long double)double(weight.data[p % channels]) : 1;
+    const long double shift = affine ? (long double)double(bias.data[p % channels]) : 0;
+    const long double rstd = 1 / std::sqrt(v + eps);
+    // A double mean is rounded at its own size; for floats it carries 29 bits to spare, and sums
+    // take a few roundings of float, relative to the terms.
+    const long double unit = kUnit<E>;
+    const long double rounding = 16 * 0x1p-53L * (3 + std::fabs(centre));
+    const long double far = sizeof(E) == 8 ? 3 + std::fabs(centre) : 0.25;
+    const long double spread = 1 + std::sqrt(v);
+    check(std::fabs(mean[p] - m) <= unit * spread + rounding, label + " mean");
+    check(std::fabs(var[p] - v) <= (8 * unit + rounding) * (v + 0x1p-20L), label + " var");
+    check(std::fabs(sums[p] - s) <= (4 * unit + rounding) * size, label + " sums");
+    check(std::fabs(weighted[p] - t) <= (4 * unit + rounding) * size * spread,
+          label + " weighted sums");
+    bool good = true;
+    for (int64_t i = 0; i < size; ++i) {
+      const long double d = xs[i] - m, scale = ww * rstd;
+      good &= near(y.data[at(p, i)], d * scale + shift, scale * (std::fabs(d) + far));
+      const long double wanted = scale * (gs[i] - s / size - d * rstd * rstd * t / size);
+      good &= near(dx.data[at(p, i)], wanted, scale * 5 * (1 + far * rstd));
     }
+    check(good, label + " y, dx");
   }
 
   // The separate kernels give the same bits as the visits that fuse them.
-  std::vector<double> mean2(planes), var2(planes), sums2(planes), weighted2(planes);
-  Buffer<T> y2(count, offset), dx2(count, offset);
-  momentnorm_moments(dtype, samples, channels, size, x.data, mean2.data(), var2.data());
-  momentnorm_gradient_sums(dtype, samples, channels, size, g.data, x.data, mean.data(),
-                           sums2.data(), weighted2.data());
-  std::vector<double> scale(planes), shift(planes);
+  std::vector<double> mean2(planes), var2(planes), sums2(planes), weighted2(planes), scale(planes),
+      shift(planes), b(planes), c(planes);
+  Buffer<E> y2(count, offset), dx2(count, offset);
+  momentnorm_moments(&grid, x.data, mean2.data(), var2.data());
+  momentnorm_gradient_sums(&grid, g.data, x.data, mean.data(), sums2.data(), weighted2.data());
   for (int64_t p = 0; p < planes; ++p) {
-    const double ww = affine ? double(weight.data[p % channels]) : 1;
     const double rstd = 1 / std::sqrt(var[p] + eps);
-    scale[p] = ww * rstd;
+    scale[p] = (affine ? double(weight.data[p % channels]) : 1) * rstd;
     shift[p] = affine ? double(bias.data[p % channels]) : 0;
     b[p] = -scale[p] * rstd * rstd * (weighted[p] / double(size));
     c[p] = -scale[p] * (sums[p] / double(size));
   }
-  momentnorm_apply(dtype, samples, channels, size, x.data, mean.data(), scale.data(), shift.data(),
-                   y2.data);
-  momentnorm_apply_gradient(dtype, samples, channels, size, g.data, x.data, mean.data(),
-                            scale.data(), b.data(), c.data(), dx2.data);
+  momentnorm_apply(&grid, x.data, mean.data(), scale.data(), shift.data(), y2.data);
+  momentnorm_apply_gradient(&grid, g.data, x.data, mean.data(), scale.data(), b.data(), c.data(),
+                            dx2.data);
   check(mean == mean2 && var == var2 && sums == sums2 && weighted == weighted2 && y == y2 &&
             dx == dx2,
         label + " separate kernels");
 
   // Over their own input.
-  momentnorm_normalize(dtype, samples, channels, size, x.data, w, bb, eps, x.data, mean2.data(),
-                       var2.data());
+  momentnorm_normalize(&grid, x.data, w, bb, eps, x.data, mean2.data(), var2.data());
   check(x == y, label + " in place");
   return results;
 }
 
-template <class T>
-void sweep(int32_t dtype, const std::string& type) {
+std::vector<std::string> instruction_sets() {
   std::istringstream names(momentnorm_instruction_sets());
   std::vector<std::string> sets;
   for (std::string name; names >> name;) sets.push_back(name);
-  const int64_t shapes[][2] = {{1, 1}, {2, 3}, {1, 5}};
-  const int64_t sizes[] = {1, 2, 3, 7, 15, 16, 17, 31, 33, 49, 64, 8191, 8192, 8193, 40000};
-  for (const auto& [samples, channels] : shapes) {
-    for (int64_t size : sizes) {
-      for (int variant = 0; variant < 4; ++variant) {
-        const double centre = variant & 1 ? 1000 : 0;
-        const int64_t offset = variant & 1 ? 1 : 0;
-        const bool affine = variant & 2;
-        Results first;
-        for (const std::string& set : sets) {
-          momentnorm_choose_instruction_set(set.c_str());
-          for (unsigned count : {1u, 2u, 3u}) {
-            threads = count;
-            const std::string label = type + " " + set + " " + std::to_string(samples) + "x" +
-                                      std::to_string(channels) + "x" + std::to_string(size) +
-                                      " variant " + std::to_string(variant) + " threads " +
-                                      std::to_string(count);
-            Results results = run<T>(dtype, samples, channels, size, centre, offset, affine,
-                                     first.values.empty(), label);
-            if (first.values.empty()) first = results;
-            check(results == first, label + " bits");
-          }
+  return sets;
+}
+
+template <class E, class P>
+void sweep(int32_t dtype, int32_t parameters, const std::string& type) {
+  const std::vector<std::string> sets = instruction_sets();
+  struct Shape {
+    int64_t samples, channels, size;
+  };
+  std::vector<Shape> shapes;
+  for (int64_t size : {1, 2, 3, 7, 15, 16, 17, 49, 64, 257, 1023, 1025, 8191, 8193, 20000}) {
+    shapes.push_back({1, 1, size});
+    shapes.push_back({2, 3, size});
+  }
+  for (int64_t channels : {5, 16, 17, 48, 64, 100, 512}) {
+    for (int64_t size : {2, 17, 300, 1500}) shapes.push_back({2, channels, size});
+  }
+  for (const Shape& shape : shapes) {
+    for (int variant = 0; variant < 4; ++variant) {
+      const int32_t layout = variant & 1;
+      const momentnorm_grid grid = {shape.samples, shape.channels, shape.size,
+                                    dtype,         parameters,     layout};
+      const bool far = (shape.size + variant / 2) % 2;
+      const int64_t offset = far ? 1 : 0;
+      const double centre = far ? sizeof(E) == 2 ? 10 : 1000 : 0;
+      Results first;
+      for (const std::string& set : sets) {
+        momentnorm_choose_instruction_set(set.c_str());
+        for (unsigned count : {1u, 3u}) {
+          threads = count;
+          const std::string label =
+              type + " " + set + " " + std::to_string(shape.samples) + "x" +
+              std::to_string(shape.channels) + "x" + std::to_string(shape.size) + " layout " +
+              std::to_string(layout) + " centre " + std::to_string(int(centre)) + " threads " +
+              std::to_string(count);
+          Results results =
+              run<E, P>(grid, centre, offset, variant & 2, first.values.empty(), label);
+          if (first.values.empty()) first = results;
+          check(results == first, label + " bits");
         }
       }
+    }
+  }
+}
+
+// Every half, and floats of every exponent to a half and a bfloat16: x = (x - 0) * 1 + 0.
+void conversions() {
+  const double zero = 0;
+  for (const std::string& set : instruction_sets()) {
+    momentnorm_choose_instruction_set(set.c_str());
+    threads = 1;
+    std::vector<_Float16> halves, copies;
+    for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+      const uint16_t word = uint16_t(bits);
+      _Float16 half;
+      std::memcpy(&half, &word, sizeof half);
+      if (half == half) halves.push_back(half);
+    }
+    // An odd length, so that the last ones take the way of single elements.
+    copies.resize(halves.size());
+    momentnorm_grid grid = {1, 1, int64_t(halves.size()), MOMENTNORM_FLOAT16, MOMENTNORM_FLOAT32,
+                            0};
+    // Rounding: halves at a scale between them.
+    for (double scale : {1.0, 1.0 + 0x1p-10, 0x1.7p-5, 0x1p-14, 3e4}) {
+      momentnorm_apply(&grid, halves.data(), &zero, &scale, &zero, copies.data());
+      int wrong = 0;
+      for (size_t i = 0; i < halves.size(); ++i) {
+        const _Float16 wanted = _Float16(float(halves[i]) * float(scale));
+        wrong += wanted != copies[i] && wanted == wanted;
+      }
+      check(wrong == 0, set + " float16 conversion at scale " + std::to_string(scale));
+    }
+    std::vector<BFloat16> words(0x10000 - 3), copied(words.size());
+    for (size_t i = 0; i < words.size(); ++i) words[i].bits = uint16_t(i);
+    grid = {1, 1, int64_t(words.size()), MOMENTNORM_BFLOAT16, MOMENTNORM_FLOAT32, 0};
+    for (double scale : {1.0, 1.0 + 0x1p-7, 0x1.7p-5}) {
+      momentnorm_apply(&grid, words.data(), &zero, &scale, &zero, copied.data());
+      int wrong = 0;
+      for (size_t i = 0; i < words.size(); ++i) {
+        const double exact = words[i];
+        if (exact != exact) {
+          wrong += double(copied[i]) == double(copied[i]);
+        } else {
+          const BFloat16 wanted(float(exact) * float(scale));
+          wrong += double(wanted) != double(copied[i]);
+        }
+      }
+      check(wrong == 0, set + " bfloat16 conversion at scale " + std::to_string(scale));
     }
   }
 }
@@ -205,12 +305,20 @@ void sweep(int32_t dtype, const std::string& type) {
 void edges() {
   float x = 3, y = 9;
   double mean = 0, var = 0;
-  check(momentnorm_normalize(7, 1, 1, 1, &x, nullptr, nullptr, 1e-5, &y, &mean, &var) ==
-                MOMENTNORM_UNKNOWN_DTYPE && y == 9, "an unknown dtype writes nothing");
-  check(momentnorm_normalize(0, 0, 4, 4, nullptr, nullptr, nullptr, 1e-5, nullptr, nullptr,
-                             nullptr) == MOMENTNORM_OK, "an empty batch");
-  check(momentnorm_moments(0, 1, 1, 0, nullptr, &mean, &var) == MOMENTNORM_OK &&
-            std::isnan(mean) && std::isnan(var), "empty planes");
+  auto normalize = [&](momentnorm_grid grid) {
+    return momentnorm_normalize(&grid, &x, nullptr, nullptr, 1e-5, &y, &mean, &var);
+  };
+  check(normalize({1, 1, 1, 7, 0, 0}) == MOMENTNORM_UNKNOWN_GRID &&
+            normalize({1, 1, 1, 0, -1, 0}) == MOMENTNORM_UNKNOWN_GRID &&
+            normalize({1, 1, 1, 0, 0, 2}) == MOMENTNORM_UNKNOWN_GRID && y == 9,
+        "an unknown dtype or layout writes nothing");
+  for (int32_t layout : {MOMENTNORM_CHANNELS_FIRST, MOMENTNORM_CHANNELS_LAST}) {
+    check(normalize({0, 4, 4, 0, 0, layout}) == MOMENTNORM_OK, "an empty batch");
+    check(normalize({4, 0, 4, 0, 0, layout}) == MOMENTNORM_OK, "no channels");
+    check(normalize({1, 1, 0, 0, 0, layout}) == MOMENTNORM_OK && std::isnan(mean) &&
+              std::isnan(var) && y == 9,
+          "empty planes");
+  }
   check(momentnorm_choose_instruction_set("v9") == MOMENTNORM_NO_INSTRUCTION_SET, "unknown set");
   check(momentnorm_abi_version() == MOMENTNORM_ABI_VERSION, "version");
   momentnorm_advise_fresh(&x, sizeof x);
@@ -222,8 +330,11 @@ void edges() {
 int main() {
   momentnorm_set_thread_pool(parallel_for, thread_count);
   edges();
-  sweep<float>(MOMENTNORM_FLOAT32, "float32");
-  sweep<double>(MOMENTNORM_FLOAT64, "float64");
+  conversions();
+  sweep<float, float>(MOMENTNORM_FLOAT32, MOMENTNORM_FLOAT32, "float32");
+  sweep<double, double>(MOMENTNORM_FLOAT64, MOMENTNORM_FLOAT64, "float64");
+  sweep<BFloat16, float>(MOMENTNORM_BFLOAT16, MOMENTNORM_FLOAT32, "bfloat16");
+  sweep<_Float16, _Float16>(MOMENTNORM_FLOAT16, MOMENTNORM_FLOAT16, "float16");
   std::printf("kernels: %s: %d failures\n", momentnorm_instruction_sets(), failures);
   return failures != 0;
 }

@@ -8,6 +8,8 @@ holds and no second pool fights for the cores.
 from __future__ import annotations
 
 import ctypes
+import functools
+import math
 import os
 import sys
 from pathlib import Path
@@ -17,22 +19,38 @@ from torch import Tensor
 
 name = "cpu"
 
-ABI_VERSION = 1
-_DTYPES = {torch.float32: 0, torch.float64: 1}
+ABI_VERSION = 2
 
 #: Outputs from this many bytes on ask for huge pages: page faults cost more than the arithmetic.
 _LARGE = 4 << 20
 
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_CHANNELS_FIRST, _CHANNELS_LAST = 0, 1
+_CHANNELS_LAST_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 _INTEGER, _POINTER, _DOUBLE = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
-_GRID = [ctypes.c_int32, _INTEGER, _INTEGER, _INTEGER]  # dtype, samples, channels, size
+# Of each function, behind the pointer to the grid.
 _SIGNATURES = {
-    "moments": [*_GRID] + [_POINTER] * 3,
-    "apply": [*_GRID] + [_POINTER] * 5,
-    "normalize": [*_GRID] + [_POINTER] * 3 + [_DOUBLE] + [_POINTER] * 3,
-    "gradient_sums": [*_GRID] + [_POINTER] * 5,
-    "apply_gradient": [*_GRID] + [_POINTER] * 7,
-    "normalize_backward": [*_GRID] + [_POINTER] * 5 + [_DOUBLE] + [_POINTER] * 3,
+    "moments": [_POINTER] * 3,
+    "apply": [_POINTER] * 5,
+    "normalize": [_POINTER] * 3 + [_DOUBLE] + [_POINTER] * 3,
+    "gradient_sums": [_POINTER] * 5,
+    "apply_gradient": [_POINTER] * 7,
+    "normalize_backward": [_POINTER] * 5 + [_DOUBLE] + [_POINTER] * 3,
 }
+
+
+class _Grid(ctypes.Structure):
+    """``momentnorm_grid``."""
+
+    _fields_ = (
+        ("samples", ctypes.c_int64),
+        ("channels", ctypes.c_int64),
+        ("size", ctypes.c_int64),
+        ("dtype", ctypes.c_int32),
+        ("parameters", ctypes.c_int32),
+        ("layout", ctypes.c_int32),
+    )
 
 
 class _UnavailableError(Exception):
@@ -60,7 +78,7 @@ def _load() -> ctypes.CDLL:
     if library.momentnorm_abi_version() != ABI_VERSION:
         raise _UnavailableError(f"{path} is of another version of momentnorm: reinstall it")
     for function, signature in _SIGNATURES.items():
-        getattr(library, f"momentnorm_{function}").argtypes = signature
+        getattr(library, f"momentnorm_{function}").argtypes = [_POINTER, *signature]
         getattr(library, f"momentnorm_{function}").restype = _raise_unless_ok
     library.momentnorm_instruction_sets.restype = ctypes.c_char_p
     library.momentnorm_instruction_set.restype = ctypes.c_char_p
@@ -135,19 +153,36 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
         return f"the input is on {x.device.type}"
     if x.dtype not in _DTYPES:
         return f"no kernel for {x.dtype}"
-    if not x.is_contiguous():
-        return "the input is not contiguous"
-    if x.is_neg() or x.layout is not torch.strided:
+    if x.layout is not torch.strided or x.is_neg():
         return "the input is a lazy view or not strided"
-    for parameter in (weight, bias):
-        if parameter is not None and parameter.dtype != x.dtype:
-            return f"a parameter is {parameter.dtype}, the input {x.dtype}"
+    if _layout(x) is None:
+        return "the input is neither contiguous nor channels_last"
     return None
 
 
-def _grid(x: Tensor) -> tuple[int, int, int, int]:
-    samples, channels = x.shape[:2]
-    return _DTYPES[x.dtype], samples, channels, x.shape[2:].numel()
+def _layout(x: Tensor) -> int | None:
+    if x.is_contiguous():
+        return _CHANNELS_FIRST
+    memory_format = _CHANNELS_LAST_FORMATS.get(x.dim())
+    if memory_format is None:
+        return _CHANNELS_LAST if x.movedim(1, -1).is_contiguous() else None
+    return _CHANNELS_LAST if x.is_contiguous(memory_format=memory_format) else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _grid_of(
+    shape: torch.Size, dtype: torch.dtype, parameters: torch.dtype, layout: int
+) -> object:
+    samples, channels, *spatial = shape
+    size = math.prod(spatial)
+    grid = _Grid(samples, channels, size, _DTYPES[dtype], _DTYPES[parameters], layout)
+    return ctypes.byref(grid)
+
+
+def _grid(x: Tensor, parameter: Tensor | None = None) -> object:
+    layout = _layout(x)
+    assert layout is not None
+    return _grid_of(x.shape, x.dtype, x.dtype if parameter is None else parameter.dtype, layout)
 
 
 def _per_plane(x: Tensor) -> Tensor:
@@ -162,20 +197,27 @@ def _output(x: Tensor) -> Tensor:
 
 
 def _readable(values: Tensor) -> Tensor:
-    """A gradient, a parameter or per-plane values as the kernels read them."""
+    """A parameter or per-plane values as the kernels read them."""
     return values.resolve_neg().contiguous()
+
+
+def _laid_out_as(x: Tensor, gradient: Tensor) -> Tensor:
+    """A gradient as the kernels read it: in the memory layout of x."""
+    if gradient.stride() == x.stride() and not gradient.is_neg():
+        return gradient
+    return torch.empty_like(x).copy_(gradient)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = _per_plane(x), _per_plane(x)
-    _moments(*_grid(x), x.data_ptr(), mean.data_ptr(), var.data_ptr())
+    _moments(_grid(x), x.data_ptr(), mean.data_ptr(), var.data_ptr())
     return mean, var
 
 
 def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     y = _output(x)
     operands = [_readable(values) for values in (mean, scale, shift)]
-    _apply(*_grid(x), x.data_ptr(), *(values.data_ptr() for values in operands), y.data_ptr())
+    _apply(_grid(x), x.data_ptr(), *(values.data_ptr() for values in operands), y.data_ptr())
     return y
 
 
@@ -189,7 +231,7 @@ def normalize(
     if bias is not None:
         bias = _readable(bias)
     _normalize(
-        *_grid(x),
+        _grid(x, bias if weight is None else weight),
         x.data_ptr(),
         None if weight is None else weight.data_ptr(),
         None if bias is None else bias.data_ptr(),
@@ -202,10 +244,10 @@ def normalize(
 
 
 def gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    gradient, mean = _readable(gradient), _readable(mean)
+    gradient, mean = _laid_out_as(x, gradient), _readable(mean)
     sums, weighted_sums = _per_plane(x), _per_plane(x)
     _gradient_sums(
-        *_grid(x),
+        _grid(x),
         gradient.data_ptr(),
         x.data_ptr(),
         mean.data_ptr(),
@@ -218,11 +260,11 @@ def gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Te
 def apply_gradient(
     gradient: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
 ) -> Tensor:
-    gradient = _readable(gradient)
+    gradient = _laid_out_as(x, gradient)
     dx = _output(x)
     operands = [_readable(values) for values in (mean, a, b, c)]
     _apply_gradient(
-        *_grid(x),
+        _grid(x),
         gradient.data_ptr(),
         x.data_ptr(),
         *(values.data_ptr() for values in operands),
@@ -234,13 +276,13 @@ def apply_gradient(
 def normalize_backward(
     gradient: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    gradient = _readable(gradient)
+    gradient = _laid_out_as(x, gradient)
     if weight is not None:
         weight = _readable(weight)
     dx = _output(x)
     sums, weighted_sums = _per_plane(x), _per_plane(x)
     _normalize_backward(
-        *_grid(x),
+        _grid(x, weight),
         gradient.data_ptr(),
         x.data_ptr(),
         mean.data_ptr(),
