@@ -64,12 +64,16 @@ INLINE void add_rows(const Rows& shape, int64_t rows, double* first, double* sec
     each_columns<T>(shape.width, [&](int64_t column, auto together) {
       constexpr int kVecs = decltype(together)::kCount;
       Vec<T> sums[2][kVecs] = {};
-      for (int64_t r = row; r < row + Rows::kTile; ++r) {
+      // Four rows are added up before they join the sum: fewer roundings one after another.
+      for (int64_t r = row; r < row + Rows::kTile; r += 4) {
         for (int v = 0; v < kVecs; ++v) {
-          Vec<T> one, other;
-          fast(r * shape.width + column + v * kWidth<T>, column + v * kWidth<T>, one, other);
-          sums[0][v] += one;
-          sums[1][v] += other;
+          Vec<T> one[4], other[4];
+          for (int k = 0; k < 4; ++k) {
+            fast((r + k) * shape.width + column + v * kWidth<T>, column + v * kWidth<T>, one[k],
+                 other[k]);
+          }
+          sums[0][v] += (one[0] + one[1]) + (one[2] + one[3]);
+          sums[1][v] += (other[0] + other[1]) + (other[2] + other[3]);
         }
       }
       T values[2][kVecs * kWidth<T>];

@@ -29,7 +29,10 @@ constexpr int kDoubles = kBytes / 8;
 constexpr int kLanes = 16;
 constexpr int kRegisters = kLanes / kDoubles;
 
+// Sanitized builds say -DINLINE=inline: everything in one function takes them minutes to compile.
+#ifndef INLINE
 #define INLINE inline __attribute__((always_inline))
+#endif
 
 typedef double Doubles __attribute__((vector_size(kBytes)));
 

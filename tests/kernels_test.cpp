@@ -220,12 +220,12 @@ void sweep(int32_t dtype, int32_t parameters, const std::string& type) {
     int64_t samples, channels, size;
   };
   std::vector<Shape> shapes;
-  for (int64_t size : {1, 2, 3, 7, 15, 16, 17, 49, 64, 257, 1023, 1025, 8191, 8193, 20000}) {
+  for (int64_t size : {1, 2, 15, 16, 17, 49, 1023, 1025, 8193, 20000}) {
     shapes.push_back({1, 1, size});
     shapes.push_back({2, 3, size});
   }
-  for (int64_t channels : {5, 16, 17, 48, 64, 100, 512}) {
-    for (int64_t size : {2, 17, 300, 1500}) shapes.push_back({2, channels, size});
+  for (int64_t channels : {5, 17, 48, 64, 512}) {
+    for (int64_t size : {2, 17, 300}) shapes.push_back({2, channels, size});
   }
   for (const Shape& shape : shapes) {
     for (int variant = 0; variant < 4; ++variant) {
