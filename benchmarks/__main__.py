@@ -27,10 +27,14 @@ Written by `make bench`; the numbers are also in [benchmarks.csv](benchmarks.csv
 - *copy* is `y.copy_(x)` into an existing tensor: the time that the memory needs.
 - *into* writes into an existing output; *forward* allocates it, as torch does; *training* is
   forward and backward with gradients of x, weight and bias.
-
-## InstanceNorm, float32, contiguous
-
+- torch returns a contiguous output for a channels_last input; ours stays channels_last.
 """
+
+TABLES = tuple(
+    (dtype, layout)
+    for dtype in (torch.float32, torch.bfloat16)
+    for layout in ("contiguous", "channels_last")
+)
 
 
 def table(rows: list[Row]) -> str:
@@ -73,17 +77,21 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs"), help="the folder to save in")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = []
-    for shape in instance_norm.SHAPES:
-        rows.append(instance_norm.measure(shape))
-        print(table(rows[-1:]).splitlines()[2], flush=True)
     text = HEADER.format(
         machine=f"{processor()} ({platform.machine()})",
         threads=args.threads,
         version=momentnorm.__version__,
         isa=cpu.instruction_set() or cpu.unavailable(),
         torch=torch.__version__,
-    ) + table(rows)
+    )
+    rows = []
+    for dtype, layout in TABLES:
+        part = []
+        for shape in instance_norm.SHAPES:
+            part.append(instance_norm.measure(shape, dtype, layout))
+            print(part[-1].dtype, layout, table(part[-1:]).splitlines()[2], flush=True)
+        text += f"\n## InstanceNorm, {part[0].dtype}, {layout}\n\n{table(part)}"
+        rows += part
     print("\n" + text)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "benchmarks.md").write_text(text)

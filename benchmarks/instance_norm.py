@@ -42,6 +42,7 @@ class Row:
 
     shape: str
     dtype: str
+    layout: str
     backend: str
     copy: float
     into: float | None
@@ -60,14 +61,17 @@ class Row:
         return self.torch_training / self.training
 
 
-def measure(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Row:
+def measure(
+    shape: tuple[int, ...], dtype: torch.dtype = torch.float32, layout: str = "contiguous"
+) -> Row:
     torch.manual_seed(0)
-    x = torch.randn(shape, dtype=dtype)
-    gradient = torch.randn_like(x)
+    x, gradient = (_laid_out(torch.randn(shape).to(dtype), layout) for _ in range(2))
     leaf = x.clone().requires_grad_()
     target = torch.empty_like(x)
-    ours, theirs = (layer(shape[1], affine=True, dtype=dtype) for layer in LAYERS[len(shape)])
-    _check(ours, theirs, x, gradient)
+    # Half types with float32 parameters, as in mixed precision.
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    ours, theirs = (layer(shape[1], affine=True, dtype=parameters) for layer in LAYERS[len(shape)])
+    _check(ours, theirs, x)
 
     def step(layer: nn.Module) -> Callable[[], None]:
         def call() -> None:
@@ -99,6 +103,7 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Row:
     return Row(
         shape="x".join(map(str, shape)),
         dtype=str(dtype).removeprefix("torch."),
+        layout=layout,
         backend=backend.name,
         into=times.pop("into", None),
         gigabytes=2 * x.nbytes / 1e9,
@@ -106,8 +111,13 @@ def measure(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Row:
     )
 
 
-def _check(ours: nn.Module, theirs: nn.Module, x: Tensor, gradient: Tensor) -> None:
+def _laid_out(x: Tensor, layout: str) -> Tensor:
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else x
+
+
+def _check(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
     """What is timed is also right: both against float64."""
-    exact = nn.functional.instance_norm(x.double())
+    exact = nn.functional.instance_norm(x.double().contiguous())
+    tolerance = 1e-5 if x.dtype == torch.float32 else 4 * torch.finfo(x.dtype).eps
     for layer in (ours, theirs):
-        torch.testing.assert_close(layer(x).double(), exact, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(layer(x).double(), exact, rtol=tolerance, atol=tolerance)

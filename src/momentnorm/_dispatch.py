@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
-from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from .backends import cpu, reference
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+
+HALF_DTYPES = (torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, *HALF_DTYPES)
 
 #: In the order in which they are asked.
 BACKENDS: tuple[ModuleType, ...] = (cpu, reference)
 
 
 class Choice(NamedTuple):
+    """A backend, and why it was chosen: what each backend before it said."""
+
     backend: ModuleType
     why: str
 
@@ -59,7 +67,9 @@ def use_backend(name: str) -> Iterator[None]:
 
 def choose(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Choice:
     """The backend for normalizing x, (N, C, *S), and the reason."""
-    refusals = []
+    if not x.numel():
+        return Choice(reference, "an empty input needs no kernel")
+    refusals: list[str] = []
     for backend in BACKENDS if _forced is None else (_forced, reference):
         refusal = backend.refuses(x, weight, bias)
         if refusal is None:
@@ -72,17 +82,23 @@ def transform_in_progress(*operands: Tensor | None) -> str | None:
     """Why this call must be made of torch's own operators, or None.
 
     Function transforms, dual numbers, tensor subclasses and dispatch modes rewrite or observe
-    operators, and have to see ordinary ones.
+    operators, and have to see ordinary ones; a lazily negated view is not what its memory says.
     """
-    if torch._C._functorch.maybe_current_level() is not None:
-        return "inside a torch.func transform or a batched gradient"
+    # The depth, rather than the level: torch.compile knows its value.
+    if torch._C._functorch.get_dynamic_layer_stack_depth():
+        return "inside a torch.func transform"
     if torch.autograd.forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
-    if torch._C._len_torch_dispatch_stack():
+    compiling = torch.compiler.is_compiling()  # the compiler's tensors are none of the below
+    if not compiling and torch._C._len_torch_dispatch_stack():
         return "inside a torch dispatch mode"
     for operand in operands:
-        if operand is not None and type(operand) not in (Tensor, torch.nn.Parameter):
+        if operand is None:
+            continue
+        if type(operand) is not Tensor and type(operand) is not Parameter:
             return f"an operand is a {type(operand).__name__}, not a plain tensor"
+        if not compiling and operand.is_neg():
+            return "an operand is a lazily negated view"
     return None
 
 
@@ -95,51 +111,99 @@ def check_operands(
     use_input_stats: bool,
 ) -> None:
     """Raise what torch raises for operands that do not fit together, and name the fix."""
-    if input.dtype not in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    shape = input.shape
+    if use_input_stats:
+        if shape[2:].numel() == 1:
+            raise ValueError(
+                "Expected more than 1 spatial element when training, got input size "
+                f"{shape}: one element has no variance to divide by; use a larger input, or "
+                "track_running_stats=True and eval()"
+            )
+        if (running_mean is None) != (running_var is None):
+            raise ValueError(
+                "running_mean and running_var must either both be None or neither be None: "
+                "pass both, or none"
+            )
+    elif running_mean is None or running_var is None:
+        raise RuntimeError(
+            "Expected running_mean and running_var to be defined when use_input_stats is false: "
+            "pass both, or use_input_stats=True"
+        )
+    elif len(shape) < 2:
+        raise IndexError(
+            f"expected input of shape (N, C, *S), got {tuple(shape)}: add the missing dimensions"
+        )
+    if input.dtype not in DTYPES:
         raise NotImplementedError(
             f"instance_norm is not implemented for {input.dtype}: convert the input to "
             "float32, float64, bfloat16 or float16"
         )
-    if input.dim() < 3:
-        raise ValueError(
-            f"expected input of shape (N, C, *S) with at least 3 dimensions, got "
-            f"{tuple(input.shape)}: add the batch or the spatial dimension"
+    if input.layout is not torch.strided:
+        raise RuntimeError(
+            f"instance_norm takes a dense input, not {input.layout}: convert it with .to_dense()"
         )
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var must either both be None or neither be None")
-    if not use_input_stats and running_mean is None:
-        raise RuntimeError("Expected running_mean and running_var to be defined when "
-                           "use_input_stats is false: pass them, or use_input_stats=True")
+    if weight is not None:
+        _check_parameter("weight", weight, input)
+    if bias is not None:
+        _check_parameter("bias", bias, input)
+        if weight is not None and weight.dtype != bias.dtype:
+            raise RuntimeError(
+                f"mixed dtypes: weight is {weight.dtype} and bias {bias.dtype}: "
+                "convert one to the dtype of the other"
+            )
+    if running_mean is not None and running_var is not None:
+        _check_statistic("running_mean", running_mean, input)
+        _check_statistic("running_var", running_var, input)
+        if running_mean.dtype != running_var.dtype:
+            raise RuntimeError(
+                f"mixed dtypes: running_mean is {running_mean.dtype} and running_var "
+                f"{running_var.dtype}: convert one to the dtype of the other"
+            )
+
+
+def _check_parameter(name: str, operand: Tensor, input: Tensor) -> None:
+    _check_channels(name, operand, input)
+    dtype = input.dtype
+    if operand.dtype != dtype and not (operand.dtype == torch.float32 and dtype in HALF_DTYPES):
+        raise RuntimeError(
+            f"mixed dtypes: {name} is {operand.dtype} and the input {dtype}; a parameter has the "
+            "input's dtype, or float32 with a bfloat16 or float16 input: convert the layer with "
+            ".to(input.dtype)"
+        )
+
+
+def _check_statistic(name: str, operand: Tensor, input: Tensor) -> None:
+    _check_channels(name, operand, input)
+    if operand.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name} is a statistic, not a parameter, and no gradient flows into it: call "
+            f"{name}.requires_grad_(False), or run under torch.no_grad()"
+        )
+
+
+def _check_channels(name: str, operand: Tensor, input: Tensor) -> None:
+    if not isinstance(operand, Tensor):
+        raise TypeError(f"{name} must be a Tensor or None, not {type(operand).__name__}")
     channels = input.shape[1]
-    for name, operand in (
-        ("weight", weight),
-        ("bias", bias),
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-    ):
-        if operand is None:
-            continue
-        if operand.shape != (channels,):
-            raise RuntimeError(
-                f"{name} should have shape ({channels},), one value for each channel of the "
-                f"input {tuple(input.shape)}, not {tuple(operand.shape)}"
-            )
-        if operand.device != input.device:
-            raise RuntimeError(
-                f"{name} is on {operand.device} and the input on {input.device}: "
-                "move the layer with .to(input.device)"
-            )
-        if name.startswith("running"):
-            if operand.requires_grad:
-                raise RuntimeError(f"{name} is a statistic, not a parameter: "
-                                   "it cannot have requires_grad=True")
-        elif operand.dtype != input.dtype and not (
-            operand.dtype == torch.float32 and input.dtype in (torch.bfloat16, torch.float16)
-        ):
-            raise RuntimeError(
-                f"mixed dtypes: {name} is {operand.dtype} and the input {input.dtype}; a parameter "
-                "has the input's dtype, or float32 with a bfloat16 or float16 input: convert the "
-                "layer with .to(input.dtype)"
-            )
-    if weight is not None and bias is not None and weight.dtype != bias.dtype:
-        raise RuntimeError(f"mixed dtypes: weight is {weight.dtype} and bias {bias.dtype}")
+    if operand.shape != (channels,):
+        raise RuntimeError(
+            f"{name} should have shape ({channels},), one value for each channel of the "
+            f"input {tuple(input.shape)}, not {tuple(operand.shape)}"
+        )
+    if operand.device != input.device:
+        raise RuntimeError(
+            f"{name} is on {operand.device} and the input on {input.device}: "
+            "move the layer with .to(input.device)"
+        )
+
+
+def number(name: str, value: Any) -> float:
+    """``value`` as a float: torch takes whatever Python takes for one, but for strings."""
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be a number, not the string {value!r}")
+    try:
+        return float(value)
+    except TypeError:
+        raise TypeError(
+            f"{name} must be a number, not {type(value).__name__}: pass a float"
+        ) from None

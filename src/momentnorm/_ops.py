@@ -10,15 +10,20 @@ functionalization sees.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
 from . import _dispatch
 from .backends import reference
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 name = "ops"
 
-_library = torch.library.Library("momentnorm", "DEF")
+library = torch.library.Library("momentnorm", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _grid(x: Tensor) -> Tensor:
@@ -26,24 +31,20 @@ def _grid(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:2], dtype=reference.statistics_dtype(x))
 
 
-def _define(schema: str, fake: object) -> object:
-    operator, _, _ = schema.partition("(")
-    _library.define(schema)
-    _library.impl(operator, _run(operator), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"momentnorm::{operator}", fake, lib=_library)  # type: ignore[arg-type]
-    return getattr(torch.ops.momentnorm, operator).default
+def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
+    operator, _, rest = schema.partition("(")
+    names = [operand.split()[-1] for operand in rest.partition(")")[0].split(", ")]
 
+    def run(*operands: Any) -> object:
+        named = dict(zip(names, operands, strict=True))
+        choice = _dispatch.choose(named["x"], named.get("weight"), named.get("bias"))
+        return getattr(choice.backend, operator)(*operands)
 
-def _run(operator: str) -> object:
-    # The feature map is the last of the leading feature-map operands: (x, ...) or (gradient, x, ...)
-    position = 1 if "gradient" in operator or "backward" in operator else 0
-
-    def run(*args: object) -> object:
-        x = args[position]
-        assert isinstance(x, Tensor)
-        return getattr(_dispatch.choose(x).backend, operator)(*args)
-
-    return run
+    library.define(schema)  # type: ignore[no-untyped-call]
+    library.impl(operator, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"momentnorm::{operator}", fake, lib=library)
+    overload: Callable[..., Any] = getattr(torch.ops.momentnorm, operator).default
+    return overload
 
 
 moments = _define("moments(Tensor x) -> (Tensor, Tensor)", lambda x: (_grid(x), _grid(x)))
@@ -56,7 +57,8 @@ gradient_sums = _define(
     lambda gradient, x, mean: (_grid(x), _grid(x)),
 )
 apply_gradient = _define(
-    "apply_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor a, Tensor b, Tensor c) -> Tensor",
+    "apply_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor a, Tensor b, Tensor c) "
+    "-> Tensor",
     lambda gradient, x, mean, a, b, c: torch.empty_like(x),
 )
 normalize = _define(

@@ -57,7 +57,7 @@ def instance_norm(
               [ 1.3720, -0.3430]]]])
     """
     if has_torch_function_variadic(input, running_mean, running_var, weight, bias):
-        return handle_torch_function(  # type: ignore[no-any-return]
+        return handle_torch_function(
             instance_norm,
             (input, running_mean, running_var, weight, bias),
             input,
@@ -69,13 +69,14 @@ def instance_norm(
             momentum=momentum,
             eps=eps,
         )
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or torch.compiler.is_exporting():
         # This graph may run where momentnorm is not installed: give it the standard operator.
         return F.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
-    if use_input_stats:
-        _check_spatial_size(input)
+    if type(momentum) is not float or type(eps) is not float:
+        momentum, eps = _dispatch.number("momentum", momentum), _dispatch.number("eps", eps)
     _dispatch.check_operands(input, running_mean, running_var, weight, bias, use_input_stats)
     if not use_input_stats:
         assert running_mean is not None
@@ -89,15 +90,6 @@ def instance_norm(
     return y
 
 
-def _check_spatial_size(input: Tensor) -> None:
-    if input.shape[2:].numel() == 1:
-        raise ValueError(
-            "Expected more than 1 spatial element when training, got input size "
-            f"{input.shape}: the variance of one element is zero, and the output would be the bias"
-        )
-
-
-@torch.no_grad()
 def _move_towards(running: Tensor, batch: Tensor, momentum: float) -> None:
-    """``running += momentum * (batch - running)``, in place."""
+    """``running += momentum * (batch - running)``, in place, rounded once to its own dtype."""
     running.copy_(torch.lerp(running.to(batch.dtype), batch, momentum))

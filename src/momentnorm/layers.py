@@ -7,8 +7,12 @@ checkpoints keep working in both directions.
 
 from __future__ import annotations
 
+from types import FunctionType
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from . import functional
 
@@ -23,10 +27,32 @@ __all__ = [
 
 
 class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
+    # torch's forward under a second name, since TorchScript does not know super().
+    _checked_forward = FunctionType(
+        nn.modules.instancenorm._InstanceNorm.forward.__code__,
+        nn.modules.instancenorm._InstanceNorm.forward.__globals__,
+        "_checked_forward",
+    )
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            # TorchScript skips this block.
+            symbol: object = input
+            if isinstance(symbol, Proxy):
+                # One node of a symbolic trace, as torch's own layers are.
+                tracer: Any = symbol.tracer
+                leaf: Tensor = tracer.create_proxy(
+                    "call_module", tracer.path_of_module(self), (symbol,), {}
+                )
+                return leaf
+        y: Tensor = self._checked_forward(input)
+        return y
+
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
         use_input_stats = self.training or not self.track_running_stats
         momentum = 0.0 if self.momentum is None else self.momentum
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # type: ignore[attr-defined]
+            # A script may run where momentnorm is not installed: give it the standard operator.
             return nn.functional.instance_norm(
                 input,
                 self.running_mean,
@@ -113,16 +139,16 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
 class LazyInstanceNorm1d(_InstanceNorm, nn.LazyInstanceNorm1d):
     """:class:`InstanceNorm1d` that takes ``num_features`` from its first input."""
 
-    cls_to_become = InstanceNorm1d  # type: ignore[assignment]
+    cls_to_become = InstanceNorm1d
 
 
 class LazyInstanceNorm2d(_InstanceNorm, nn.LazyInstanceNorm2d):
     """:class:`InstanceNorm2d` that takes ``num_features`` from its first input."""
 
-    cls_to_become = InstanceNorm2d  # type: ignore[assignment]
+    cls_to_become = InstanceNorm2d
 
 
 class LazyInstanceNorm3d(_InstanceNorm, nn.LazyInstanceNorm3d):
     """:class:`InstanceNorm3d` that takes ``num_features`` from its first input."""
 
-    cls_to_become = InstanceNorm3d  # type: ignore[assignment]
+    cls_to_become = InstanceNorm3d

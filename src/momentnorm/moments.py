@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import _dispatch
-from .backends import reference
+from . import _engine
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +42,7 @@ class Moments:
         """The moments of each plane of a feature map (N, C, \\*S)."""
         if x.dim() < 3:
             raise ValueError(f"expected a feature map (N, C, *S), got shape {tuple(x.shape)}")
-        if _dispatch.transform_in_progress(x):
-            backend = reference
-        else:
-            backend = _dispatch.choose(x).backend  # type: ignore[assignment]
-        with torch.no_grad():
-            mean, var = backend.moments(x)
+        mean, var = _engine.moments(x)
         return cls(torch.tensor(x.shape[2:].numel(), dtype=mean.dtype, device=x.device), mean, var)
 
     def merge(self, other: Moments) -> Moments:

@@ -153,8 +153,8 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
         return f"the input is on {x.device.type}"
     if x.dtype not in _DTYPES:
         return f"no kernel for {x.dtype}"
-    if x.layout is not torch.strided or x.is_neg():
-        return "the input is a lazy view or not strided"
+    if x.layout is not torch.strided:
+        return f"the input is {x.layout}"
     if _layout(x) is None:
         return "the input is neither contiguous nor channels_last"
     return None

@@ -76,16 +76,16 @@ def apply_gradient(
     gradient: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
 ) -> Tensor:
     dtype = statistics_dtype(x)
-    centred = x.to(dtype) - _per_plane(mean, x)
-    dx = _per_plane(a, x) * gradient.to(dtype) + _per_plane(b, x) * centred + _per_plane(c, x)
-    return dx.to(x.dtype)
+    # x comes first, since a sum takes the memory layout of its first term.
+    dx = _per_plane(b, x) * (x.to(dtype) - _per_plane(mean, x))
+    return (dx + _per_plane(a, x) * gradient.to(dtype) + _per_plane(c, x)).to(x.dtype)
 
 
 def normalize_backward(
     gradient: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     sums, weighted_sums = gradient_sums(gradient, x, mean)
-    count = max(x.shape[2:].numel(), 1)
+    count = x.shape[2:].numel()
     a = scale(weight, var, eps)
     b = -a * scale(None, var, eps).square() * weighted_sums / count
     return apply_gradient(gradient, x, mean, a, b, -a * sums / count), sums, weighted_sums

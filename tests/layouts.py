@@ -1,0 +1,43 @@
+"""The ways in which a feature map can lie in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def _sliced(x: Tensor) -> Tensor:
+    """Every second element of a larger tensor along its last dimension."""
+    wide = x.new_zeros((*x.shape[:-1], 2 * x.shape[-1]))
+    wide[..., ::2] = x
+    return wide[..., ::2]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if x.dim() in formats:
+        return x.contiguous(memory_format=formats[x.dim()])
+    return x.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _offset(x: Tensor) -> Tensor:
+    """Contiguous, but starting one element into its storage."""
+    return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
+
+
+def _negated(x: Tensor) -> Tensor:
+    """A view whose memory holds the negative of what it is, as ``z.conj().imag`` is."""
+    return torch._neg_view(-x)
+
+
+#: name: a function that gives a tensor with the same values in this layout.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": Tensor.contiguous,
+    "channels_last": _channels_last,
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "sliced": _sliced,
+    "offset": _offset,
+    "negated": _negated,
+}

@@ -1,0 +1,22 @@
+"""One of our layers beside torch's, with the same parameters and buffers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+import momentnorm
+
+NAMES = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
+LAZY_NAMES = ["Lazy" + name for name in NAMES]
+SHAPES = {"1d": (3, 4, 9), "2d": (3, 4, 5, 6), "3d": (3, 4, 2, 3, 4)}
+
+
+def pair(name="InstanceNorm2d", *args, **kwargs):
+    ours = getattr(momentnorm, name)(*args, **kwargs)
+    theirs = getattr(nn, name)(*args, **kwargs)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.uniform_(0.5, 1.5)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs

@@ -1,0 +1,45 @@
+"""A backend that stands in for compiled kernels, so that the engine is tested where none are built.
+
+It takes what kernels could take, insists on what they insist on (memory that can be read, no
+transform, no autograd), and computes with the reference.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from momentnorm.backends import reference
+
+name = "stand_in"
+
+#: The functions called since a test last cleared it.
+calls: list[str] = []
+
+
+def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> str | None:
+    if x.device.type != "cpu" or x.layout is not torch.strided:
+        return "not in memory"
+    return None
+
+
+def _kernel(function):
+    def call(*operands):
+        calls.append(function.__name__)
+        for operand in operands:
+            if isinstance(operand, Tensor):
+                assert type(operand) in (Tensor, torch.nn.Parameter)
+                assert not operand.is_neg()
+                assert operand.untyped_storage().data_ptr() or not operand.numel()
+        with torch.no_grad():
+            return function(*operands)
+
+    return call
+
+
+moments = _kernel(reference.moments)
+apply = _kernel(reference.apply)
+gradient_sums = _kernel(reference.gradient_sums)
+apply_gradient = _kernel(reference.apply_gradient)
+normalize = _kernel(reference.normalize)
+normalize_backward = _kernel(reference.normalize_backward)

@@ -1,0 +1,307 @@
+"""Our layers in graphs: torch.compile, torch.export, ONNX, scripts, traces and torch.fx.
+
+Compiled programs keep the kernels as one operator. Programs that leave this process carry torch's
+standard operators alone, since they may run where momentnorm is not installed.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import momentnorm
+import stand_in
+from momentnorm import _dispatch, _engine, _ops, use_backend
+from momentnorm.functional import instance_norm
+from momentnorm.pool import Pool
+from tolerances import AGAINST_TORCH, assert_within
+
+deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _no_compiled_code_left():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def _targets(graph):
+    return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+class _Captured:
+    """A compiler backend that keeps the graphs that it is given, and runs them as they are."""
+
+    def __init__(self):
+        self.operators = []
+
+    def __call__(self, module, inputs):
+        def keep(graph, inputs):
+            self.operators.append(_targets(graph.graph))
+            return make_boxed_func(graph.forward)
+
+        return aot_autograd(fw_compiler=keep, bw_compiler=keep)(module, inputs)
+
+    def ours(self):
+        return {o for operators in self.operators for o in operators if "momentnorm" in o}
+
+
+def _layers(training=True, **arguments):
+    arguments = {"affine": True, "track_running_stats": True, **arguments}
+    ours, theirs = momentnorm.InstanceNorm2d(3, **arguments), nn.InstanceNorm2d(3, **arguments)
+    with torch.no_grad():
+        for tensor in (*theirs.parameters(), *theirs.buffers()):
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)
+    ours.load_state_dict(theirs.state_dict())
+    return ours.train(training), theirs.train(training)
+
+
+def _results(layer, call, x):
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    y = call(x)
+    y.pow(3).sum().backward()
+    results = [y, x.grad, *(p.grad for p in layer.parameters()), *layer.buffers()]
+    return [t for t in results if t.is_floating_point()]
+
+
+# torch.compile
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled_layers_agree_and_keep_kernels_as_one_operator(backend, training):
+    captured = _Captured()
+    ours, theirs = _layers(training)
+    x = torch.randn(2, 3, 8, 9)
+    compiled = torch.compile(ours, fullgraph=True, backend=captured)
+    for mine, right in zip(_results(ours, compiled, x), _results(theirs, theirs, x), strict=True):
+        assert_within(mine, right.double(), AGAINST_TORCH)
+    expected = set()
+    if _dispatch.choose(x, ours.weight, ours.bias).backend.name != "reference":
+        names = ("normalize", "normalize_backward")
+        if not training:
+            names = ("apply", "apply_gradient", "gradient_sums")
+        expected = {f"momentnorm.{name}.default" for name in names}
+    assert captured.ours() == expected
+
+
+@deprecated
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernels", ["stand_in", "reference"])
+def test_inductor(kernels, layout):
+    x = torch.randn(2, 3, 8, 9).contiguous(memory_format=layout)
+    model = nn.Sequential(nn.ReLU(), momentnorm.InstanceNorm2d(3, affine=True), nn.ReLU())
+    eager = _results(model, model, x)
+    model.zero_grad()
+    with use_backend(kernels):
+        compiled = torch.compile(model, fullgraph=True)
+        stand_in.calls.clear()
+        found = _results(model, compiled, x)
+        assert stand_in.calls == (
+            ["normalize", "normalize_backward"] if kernels == "stand_in" else []
+        )
+    for mine, right in zip(found, eager, strict=True):
+        assert_within(mine, right.double(), AGAINST_TORCH)
+    assert found[0].stride() == eager[0].stride()
+
+
+def test_dynamic_shapes_compile_once(backend):
+    ours, theirs = _layers()
+    captured = _Captured()
+    compiled = torch.compile(ours, fullgraph=True, dynamic=True, backend=captured)
+    for shape in ((2, 3, 8, 9), (3, 3, 5, 4), (4, 3, 16, 2)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(compiled(x), theirs(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    assert len(captured.operators) == 2  # one forward, one backward
+
+
+@deprecated
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f: torch.func.vmap(f),
+        lambda f: torch.func.grad(lambda x: f(x).pow(3).sum()),
+        lambda f: lambda x: torch.func.jvp(f, (x,), (x,))[1],
+    ],
+)
+def test_transforms_inside_a_compiled_function(backend, transform):
+    ours, _ = _layers(track_running_stats=False)
+    x = torch.randn(2, 3, 8, 9)
+    weight = ours.weight.detach()
+    function = transform(lambda x: instance_norm(x.view(-1, 3, 8, 9), weight=weight))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), function(x), rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_pools(backend):
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    weight = torch.rand(4, requires_grad=True)
+
+    def group_norm(x, weight):
+        return _engine.normalize(x, weight, None, pool=Pool(1, 2), eps=1e-5)[0]
+
+    compiled = torch.compile(group_norm, fullgraph=True, backend="aot_eager")
+    expected = torch.nn.functional.group_norm(x, 2, weight)
+    torch.testing.assert_close(compiled(x, weight), expected)
+    found = torch.autograd.grad(compiled(x, weight).pow(3).sum(), (x, weight))
+    wanted = torch.autograd.grad(expected.pow(3).sum(), (x, weight))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_moments(backend):
+    x = torch.randn(2, 3, 8, 9)
+    compiled = torch.compile(
+        lambda x: momentnorm.Moments.of(x).var, fullgraph=True, backend="aot_eager"
+    )
+    torch.testing.assert_close(compiled(x), x.double().var((2, 3), correction=0))
+
+
+def test_compiled_errors_are_ours(backend):
+    compiled = torch.compile(
+        lambda x, w: instance_norm(x, weight=w), fullgraph=True, backend="aot_eager"
+    )
+    with pytest.raises(Exception, match="weight should have shape"):  # wrapped by dynamo
+        compiled(torch.randn(2, 3, 4, 4), torch.ones(4))
+
+
+# The operators of compiled graphs
+
+
+def _operands():
+    x, gradient = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    grid = [torch.rand(2, 3, dtype=torch.float64) for _ in range(4)]
+    weight, bias = torch.rand(3), torch.rand(3)
+    return {
+        _ops.moments: [(x,), (x.to(memory_format=torch.channels_last),), (x[..., ::2],)],
+        _ops.apply: [(x, *grid[:3])],
+        _ops.gradient_sums: [(gradient, x, grid[0])],
+        _ops.apply_gradient: [(gradient, x, *grid)],
+        _ops.normalize: [
+            (x, weight, bias, 1e-5),
+            (x, None, None, 1e-5),
+            (x.bfloat16(), weight, bias, 1e-5),
+            (x.to(memory_format=torch.channels_last), None, bias, 1e-5),
+            (x.transpose(0, 3), None, None, 1e-5),
+            (x[..., ::2], weight, None, 1e-5),
+        ],
+        _ops.normalize_backward: [
+            (gradient, x, *grid[:2], weight, 1e-5),
+            (gradient, x.to(memory_format=torch.channels_last), *grid[:2], None, 1e-5),
+        ],
+    }
+
+
+@pytest.mark.parametrize("operator", _operands(), ids=lambda operator: operator.name())
+def test_operators_follow_torchs_rules(backend, operator):
+    for operands in _operands()[operator]:
+        torch.library.opcheck(operator, operands)
+
+
+def test_operators_ask_about_the_parameters_too(backend):
+    # a backend may take the input and refuse its weight
+    x, weight = torch.randn(2, 3, 4), torch.rand(3, dtype=torch.float64)
+    y, _, _ = _ops.normalize(x, weight, None, 1e-5)
+    torch.testing.assert_close(y, torch.nn.functional.instance_norm(x, weight=weight.float()))
+
+
+# torch.export and ONNX
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("strict", [True, False])
+def test_export_gives_what_torchs_own_layer_exports(backend, training, strict):
+    ours, theirs = _layers(training)
+    x = torch.randn(2, 3, 8, 9)
+    programs = [torch.export.export(layer, (x,), strict=strict) for layer in (ours, theirs)]
+    mine, right = (_targets(program.graph) for program in programs)
+    assert mine == right
+    assert any("norm" in target for target in mine)
+    assert not any("momentnorm" in target for target in mine)
+    torch.testing.assert_close(programs[0].module()(x), programs[1].module()(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_onnx_gives_what_torchs_own_layer_gives(backend, dynamo):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    nodes = []
+    for layer in _layers(training=False, track_running_stats=False):
+        file = io.BytesIO()
+        torch.onnx.export(layer, (torch.randn(2, 3, 8, 9),), file, dynamo=dynamo)
+        model = onnx.load_from_string(file.getvalue())
+        onnx.checker.check_model(model)
+        nodes.append([node.op_type for node in model.graph.node])
+    assert nodes[0] == nodes[1]
+    assert "InstanceNormalization" in nodes[0]
+
+
+# torch.jit: deprecated, and still what many programs are stored as
+
+
+@deprecated
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks of sizes
+@pytest.mark.parametrize("training", [True, False])
+def test_traces_carry_the_standard_operator(backend, training):
+    ours, theirs = _layers(training)
+    x = torch.randn(2, 3, 8, 9)
+    traced = torch.jit.trace(ours, (x,), check_trace=False)
+    assert "aten::instance_norm" in str(traced.inlined_graph)
+    assert "momentnorm::" not in str(traced.inlined_graph)
+    ours.load_state_dict(theirs.state_dict())
+    torch.testing.assert_close(traced(x), theirs(x))
+
+
+@deprecated
+@pytest.mark.parametrize("training", [True, False])
+def test_scripts_carry_the_standard_operator(backend, training):
+    ours, theirs = _layers(training)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), ours)
+    scripted = torch.jit.script(model)
+    assert type(model[1]) is momentnorm.InstanceNorm2d
+    file = io.BytesIO()
+    torch.jit.save(scripted, file)
+    file.seek(0)
+    loaded = torch.jit.load(file)
+    x = torch.randn(2, 3, 8, 9)
+    expected = theirs(model[0](x))
+    torch.testing.assert_close(loaded(x), expected)
+    torch.testing.assert_close(getattr(loaded, "1").running_mean, theirs.running_mean)
+    assert "momentnorm::" not in str(loaded.inlined_graph)
+
+
+# torch.fx
+
+
+def test_symbolic_traces_keep_the_layer_as_a_leaf(backend):
+    def model(norm):
+        return nn.Sequential(nn.Conv2d(3, 4, 3), norm(4), nn.Sequential(nn.ReLU(), norm(4)))
+
+    ours, theirs = model(momentnorm.InstanceNorm2d), model(nn.InstanceNorm2d)
+    mine, right = torch.fx.symbolic_trace(ours), torch.fx.symbolic_trace(theirs)
+    assert [(n.op, n.target) for n in mine.graph.nodes] == [
+        (n.op, n.target) for n in right.graph.nodes
+    ]
+    x = torch.randn(2, 3, 8, 9)
+    assert torch.equal(mine(x), ours(x))
+    functional = torch.fx.symbolic_trace(lambda x: instance_norm(x) + 1)
+    assert torch.equal(functional(x), instance_norm(x) + 1)
+
+
+def test_make_fx_sees_ordinary_operators(backend):
+    layer, _ = _layers(track_running_stats=False)
+    x = torch.randn(2, 3, 8, 9)
+    graph = make_fx(lambda x: torch.func.grad(lambda t: layer(t).pow(3).sum())(x))(x)
+    assert not any("momentnorm" in target for target in _targets(graph.graph))
+    assert any("rsqrt" in target for target in _targets(graph.graph))
