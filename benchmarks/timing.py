@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 Call = Callable[[], object]
 
 
-def interleaved(calls: Mapping[str, Call], budget: float = 2.0) -> dict[str, float]:
+def interleaved(calls: Mapping[str, Call], budget: float = 1.0) -> dict[str, float]:
     """The median seconds of each call, over rounds in which every call has its turn.
 
     A slow spell of the machine then falls on all of them. Rounds go on for ``budget`` seconds, and

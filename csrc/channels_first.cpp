@@ -17,7 +17,7 @@ struct Of {
   // result stay in the L2 cache together.
   template <class Visit>
   static INLINE void with_fetch(const Grid& grid, void* result, Visit visit) {
-    constexpr int64_t kCacheable = int64_t(256) << 10;
+    constexpr int64_t kCacheable = int64_t(128) << 10;
     if (grid.size * int64_t(sizeof(E)) <= kCacheable) {
       visit(FetchAhead<E>{out(result), grid.size});
     } else {

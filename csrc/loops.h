@@ -74,8 +74,8 @@ template <class E>
 struct FetchAhead {
   E* result;
   int64_t plane;  // elements
-  INLINE void for_writing(int64_t i) const { __builtin_prefetch(result + i, 1, 2); }
-  INLINE void next(const E* operand) const { __builtin_prefetch(operand + plane, 0, 2); }
+  INLINE void for_writing(int64_t i) const { __builtin_prefetch(result + i, 1, 3); }
+  INLINE void next(const E* operand) const { __builtin_prefetch(operand + plane, 0, 3); }
   INLINE FetchAhead from(int64_t i) const { return {result + i, plane}; }
 };
 struct NoFetch {

@@ -185,8 +185,11 @@ def _grid(x: Tensor, parameter: Tensor | None = None) -> object:
     return _grid_of(x.shape, x.dtype, x.dtype if parameter is None else parameter.dtype, layout)
 
 
-def _per_plane(x: Tensor) -> Tensor:
-    return torch.empty(x.shape[:2], dtype=torch.float64)
+def _per_plane(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Two (N, C) tensors to be written."""
+    samples, channels = x.shape[:2]
+    first = torch.empty((samples, channels), dtype=torch.float64)
+    return first, torch.empty_like(first)
 
 
 def _output(x: Tensor) -> Tensor:
@@ -209,7 +212,7 @@ def _laid_out_as(x: Tensor, gradient: Tensor) -> Tensor:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, var = _per_plane(x), _per_plane(x)
+    mean, var = _per_plane(x)
     _moments(_grid(x), x.data_ptr(), mean.data_ptr(), var.data_ptr())
     return mean, var
 
@@ -225,7 +228,7 @@ def normalize(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = _output(x) if out is None else out
-    mean, var = _per_plane(x), _per_plane(x)
+    mean, var = _per_plane(x)
     if weight is not None:
         weight = _readable(weight)
     if bias is not None:
@@ -245,7 +248,7 @@ def normalize(
 
 def gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
     gradient, mean = _laid_out_as(x, gradient), _readable(mean)
-    sums, weighted_sums = _per_plane(x), _per_plane(x)
+    sums, weighted_sums = _per_plane(x)
     _gradient_sums(
         _grid(x),
         gradient.data_ptr(),
@@ -280,7 +283,7 @@ def normalize_backward(
     if weight is not None:
         weight = _readable(weight)
     dx = _output(x)
-    sums, weighted_sums = _per_plane(x), _per_plane(x)
+    sums, weighted_sums = _per_plane(x)
     _normalize_backward(
         _grid(x, weight),
         gradient.data_ptr(),
