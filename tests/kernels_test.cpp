@@ -47,6 +47,13 @@ int32_t parallel_for(int64_t begin, int64_t end, int64_t grain, momentnorm_body 
   return 0;
 }
 
+// What the compilers call IEEE half precision.
+#if defined(__aarch64__)
+using Half = __fp16;
+#else
+using Half = _Float16;
+#endif
+
 // bfloat16 by hand, to compare with.
 struct BFloat16 {
   uint16_t bits;
@@ -101,7 +108,7 @@ constexpr long double kRounding = kUnit<E>;
 template <>
 constexpr long double kRounding<BFloat16> = 0x1p-8L;
 template <>
-constexpr long double kRounding<_Float16> = 0x1p-11L;
+constexpr long double kRounding<Half> = 0x1p-11L;
 
 // Within 16 roundings at this scale, the largest intermediate value, and one of the element.
 template <class E>
@@ -261,10 +268,10 @@ void conversions() {
   for (const std::string& set : instruction_sets()) {
     momentnorm_choose_instruction_set(set.c_str());
     threads = 1;
-    std::vector<_Float16> halves, copies;
+    std::vector<Half> halves, copies;
     for (uint32_t bits = 0; bits < 0x10000; ++bits) {
       const uint16_t word = uint16_t(bits);
-      _Float16 half;
+      Half half;
       std::memcpy(&half, &word, sizeof half);
       if (half == half) halves.push_back(half);
     }
@@ -277,7 +284,7 @@ void conversions() {
       momentnorm_apply(&grid, halves.data(), &zero, &scale, &zero, copies.data());
       int wrong = 0;
       for (size_t i = 0; i < halves.size(); ++i) {
-        const _Float16 wanted = _Float16(float(halves[i]) * float(scale));
+        const Half wanted = Half(float(halves[i]) * float(scale));
         wrong += wanted != copies[i] && wanted == wanted;
       }
       check(wrong == 0, set + " float16 conversion at scale " + std::to_string(scale));
@@ -334,7 +341,7 @@ int main() {
   sweep<float, float>(MOMENTNORM_FLOAT32, MOMENTNORM_FLOAT32, "float32");
   sweep<double, double>(MOMENTNORM_FLOAT64, MOMENTNORM_FLOAT64, "float64");
   sweep<BFloat16, float>(MOMENTNORM_BFLOAT16, MOMENTNORM_FLOAT32, "bfloat16");
-  sweep<_Float16, _Float16>(MOMENTNORM_FLOAT16, MOMENTNORM_FLOAT16, "float16");
+  sweep<Half, Half>(MOMENTNORM_FLOAT16, MOMENTNORM_FLOAT16, "float16");
   std::printf("kernels: %s: %d failures\n", momentnorm_instruction_sets(), failures);
   return failures != 0;
 }
