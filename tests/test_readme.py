@@ -1,0 +1,51 @@
+"""What the README says is so: its example runs, its numbers are measured, its links lead on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from benchmarks import accuracy
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_example_runs(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out == "True\n"
+
+
+def test_the_timings_are_the_measured_ones():
+    measured = (ROOT / "docs/benchmarks.md").read_text().splitlines()
+    quoted = [
+        line for line in README.splitlines() if line.startswith("| ") and line.endswith("x |")
+    ]
+    assert quoted
+    for line in quoted:
+        assert line in measured
+
+
+def test_the_errors_are_of_this_size():
+    for line in accuracy.table().splitlines():
+        name, _, ours = line.strip("| ").split(" | ")
+        (quoted,) = re.findall(
+            rf"^\| {re.escape(name)} \| (\S+) \| (\S+) \|$", README, re.MULTILINE
+        )
+        assert float(ours) <= 2 * float(quoted[1])  # another torch may err otherwise: not ours
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        *(str(page.relative_to(ROOT)) for page in sorted(ROOT.glob("docs/*.md"))),
+    ],
+)
+def test_links_lead_to_files(page):
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), target
