@@ -8,6 +8,7 @@ KERNELS := CMakeLists.txt $(wildcard csrc/*)
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
+	mkdir -p out
 	$(BIN)/momentnorm stylize skimage:astronaut --style mosaic -o out/astronaut-mosaic.jpg --force
 	@echo "The stylized photograph: out/astronaut-mosaic.jpg"
 

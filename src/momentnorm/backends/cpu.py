@@ -170,9 +170,7 @@ def _layout(x: Tensor) -> int | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _grid_of(
-    shape: torch.Size, dtype: torch.dtype, parameters: torch.dtype, layout: int
-) -> object:
+def _grid_of(shape: torch.Size, dtype: torch.dtype, parameters: torch.dtype, layout: int) -> object:
     samples, channels, *spatial = shape
     size = math.prod(spatial)
     grid = _Grid(samples, channels, size, _DTYPES[dtype], _DTYPES[parameters], layout)

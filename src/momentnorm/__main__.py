@@ -1,0 +1,5 @@
+"""``python -m momentnorm``."""
+
+from .cli import main
+
+raise SystemExit(main())

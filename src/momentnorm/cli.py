@@ -1,0 +1,69 @@
+"""``momentnorm``: the commands, each imported only when it is the one that runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: What ``momentnorm[stylize]`` installs.
+_EXTRA = ("numpy", "PIL", "safetensors", "rich", "matplotlib")
+
+
+def _run_stylize(argv: Sequence[str]) -> int:
+    try:
+        from .stylize import commands
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRA:
+            raise
+        print(
+            f"momentnorm stylize: {error.name} is missing: pip install 'momentnorm[stylize]'",
+            file=sys.stderr,
+        )
+        return 2
+    return commands.main(argv)
+
+
+def _run_doctor(argv: Sequence[str]) -> int:
+    from . import _doctor
+
+    parser = argparse.ArgumentParser(prog="momentnorm doctor", description=COMMANDS["doctor"][1])
+    _doctor.add_arguments(parser)
+    return _doctor.run(parser.parse_args(argv))
+
+
+COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "stylize": (_run_stylize, "paint photographs in the manner of a picture; train your own style"),
+    "doctor": (_run_doctor, "say which backend takes which call on this machine, and why"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``momentnorm COMMAND ...``; the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in COMMANDS:
+        try:
+            code = COMMANDS[argv[0]][0](argv[1:])
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            # The reader of a pipe has left (`| head`). Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+    parser = argparse.ArgumentParser(
+        prog="momentnorm",
+        description="Instance Normalization and its family for PyTorch.",
+        epilog="Each command has its own --help.",
+    )
+    release = f"momentnorm {version('momentnorm')}"
+    parser.add_argument("--version", action="version", version=release)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (_, text) in COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    parser.parse_args(argv)
+    return 0  # pragma: no cover - parse_args has left: the command is missing or unknown

@@ -1,0 +1,240 @@
+"""``momentnorm stylize compare``: the same training with two norms, as numbers and pictures."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .apply import stylize
+from .command_train import add_settings, read_settings, read_style_picture
+from .content import Crops, content_files
+from .errors import StylizeError
+from .features import RandomFeatures
+from .images import read_photo, whole_file
+from .losses import style_loss, style_statistics
+from .objective import scaled
+from .sheet import save_sheet
+from .terminal import add_device, find_device, progress
+from .trainer import CALIBRATION_BATCH, Losses, Settings, train
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from rich.progress import Progress, TaskID
+
+    from .network import Network
+
+NORMS = ("instance", "batch")
+NAMES = {"instance": "instance norm", "batch": "batch norm"}
+CONTRASTS = (1.0, 0.5, 0.25)
+DEFAULTS = Settings(steps=350, lr=1e-3)
+QUICK = {"steps": 30, "size": 64, "style_size": 128}
+TEST_SIZE = 256
+
+
+class Finding(NamedTuple):
+    """The style loss of pictures of photographs whose contrast was changed."""
+
+    norm: str
+    contrast: float
+    style_loss: float
+
+
+def change_contrast(image: Tensor, factor: float) -> Tensor:
+    """About mid-grey: 0.5 + factor (image - 0.5)."""
+    return 0.5 + factor * (image - 0.5)
+
+
+def split(files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Photographs to train on, and up to three others to judge by."""
+    held_out = min(3, len(files) // 2)
+    return list(files[held_out:]), list(files[:held_out]) or list(files)
+
+
+def measure_contrast(
+    network: Network,
+    features: RandomFeatures,
+    style_image: Tensor,
+    photographs: Sequence[Tensor],
+    contrasts: Sequence[float] = CONTRASTS,
+) -> tuple[list[float], list[list[Tensor]]]:
+    """For each contrast the mean style loss over the photographs, and the pictures.
+
+    Args:
+        style_image: (3, H, W) in [0, 1], at the size at which it was trained for.
+        photographs: (3, H, W) in [0, 1] each.
+    """
+    losses, pictures = [], []
+    with torch.no_grad():
+        targets = [style_statistics(x) for x in features.style_layers(style_image.unsqueeze(0))]
+        for contrast in contrasts:
+            row = [stylize(change_contrast(photo, contrast), network) for photo in photographs]
+            found = [style_loss(features.style_layers(x.unsqueeze(0)), targets) for x in row]
+            losses.append(torch.stack(found).mean().item())
+            pictures.append(row)
+    return losses, pictures
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--out", required=True, metavar="FOLDER", help="made if needed")
+    parser.add_argument("--style", default="mosaic", metavar="IMAGE", help="default: mosaic")
+    parser.add_argument("--content", metavar="FOLDER", help="as in train")
+    parser.add_argument("--quick", action="store_true", help=f"a small one: {QUICK}")
+    add_settings(parser, DEFAULTS)
+    add_device(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    out = Path(arguments.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StylizeError(
+            f"{out}: cannot be created ({error.strerror}); choose another place"
+        ) from error
+    settings = read_settings(arguments)
+    if arguments.quick:
+        smaller: dict[str, Any] = {
+            name: value
+            for name, value in QUICK.items()
+            if getattr(settings, name) == getattr(DEFAULTS, name)
+        }
+        settings = dataclasses.replace(settings, **smaller)
+    device = find_device(arguments.device)
+    picture, _ = read_style_picture(arguments.style)
+    training_files, test_files = split(content_files(arguments.content))
+    tests = [scaled(read_photo(file).rgb, TEST_SIZE).to(device) for file in test_files]
+    # One loss network for all, so that their losses can be compared.
+    features = RandomFeatures(
+        Crops(training_files, settings.size, settings.seed).batch(0, CALIBRATION_BATCH),
+        settings.feature_seed,
+    ).to(device)
+    style_image = scaled(picture.to(device), settings.style_size)
+
+    history: list[dict[str, Any]] = []
+    findings: list[Finding] = []
+    pictures: dict[str, list[list[Tensor]]] = {}
+    with progress("losses") as bar:
+        for norm in NORMS:
+            trained = dataclasses.replace(settings, norm=norm)
+            task = bar.add_task(NAMES[norm], total=settings.steps, losses="")
+            network, steps = _train(picture, training_files, trained, features, device, bar, task)
+            history += steps
+            losses, pictures[norm] = measure_contrast(network, features, style_image, tests)
+            findings += [Finding(norm, c, x) for c, x in zip(CONTRASTS, losses, strict=True)]
+
+    write_csv(history, out / "losses.csv")
+    write_csv([finding._asdict() for finding in findings], out / "contrast.csv")
+    plot(history, findings, settings, out / "compare.png")
+    save_sheet(_rows(tests[0], pictures, findings), out / "contrast.png")
+    for finding in findings:
+        print(
+            f"{NAMES[finding.norm]:14} contrast {finding.contrast:<5} "
+            f"style loss {finding.style_loss:.3f}"
+        )
+    print(out)
+    return 0
+
+
+def _train(
+    picture: Tensor,
+    files: Sequence[str],
+    settings: Settings,
+    features: RandomFeatures,
+    device: torch.device,
+    bar: Progress,
+    task: TaskID,
+) -> tuple[Network, list[dict[str, Any]]]:
+    """The trained network, and the losses of its steps."""
+    history: list[dict[str, Any]] = []
+
+    def on_step(step: int, losses: Losses, network: Network) -> None:
+        history.append({"norm": settings.norm, "step": step, **losses})
+        bar.update(task, completed=step, losses=f"style {losses['style']:.3f}")
+
+    style = train(picture, files, settings, features=features, on_step=on_step, device=device)
+    assert style is not None  # nobody stops it
+    return style.network, history
+
+
+def _rows(
+    photograph: Tensor, pictures: dict[str, list[list[Tensor]]], findings: Sequence[Finding]
+) -> list[list[tuple[str, Tensor]]]:
+    rows = [[(f"photograph, contrast {c}", change_contrast(photograph, c)) for c in CONTRASTS]]
+    for norm in NORMS:
+        losses = [finding.style_loss for finding in findings if finding.norm == norm]
+        rows.append(
+            [
+                (f"{NAMES[norm]}, style loss {loss:.2f}", row[0])
+                for loss, row in zip(losses, pictures[norm], strict=True)
+            ]
+        )
+    return rows
+
+
+def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with whole_file(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def plot(
+    history: Sequence[dict[str, Any]],
+    findings: Sequence[Finding],
+    settings: Settings,
+    path: Path,
+) -> None:
+    """Loss curves on the left, style loss against contrast on the right."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    curves, contrast = figure.subplots(1, 2)
+    for norm, colour in zip(NORMS, ("tab:blue", "tab:red"), strict=True):
+        points = [row for row in history if row["norm"] == norm]
+        steps = [row["step"] for row in points]
+        values = [row["loss"] for row in points]
+        curves.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+        curves.plot(steps, smoothed(values), color=colour, label=NAMES[norm])
+        found = [finding for finding in findings if finding.norm == norm]
+        contrast.plot(
+            [f"{finding.contrast:g}" for finding in found],
+            [finding.style_loss for finding in found],
+            marker="o",
+            color=colour,
+            label=NAMES[norm],
+        )
+    curves.set(xlabel="step", ylabel="training loss", yscale="log")
+    curves.yaxis.set_major_formatter("{x:g}")
+    curves.yaxis.set_minor_formatter("{x:g}")
+    curves.set_title(f"batch {settings.batch}, {settings.size}-pixel crops, seed {settings.seed}")
+    contrast.set(xlabel="contrast of the photograph", ylabel="style loss")
+    contrast.set_ylim(bottom=0)
+    contrast.set_title("after training, on photographs held out")
+    for axes in (curves, contrast):
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def smoothed(values: Sequence[float], half_life: float = 10.0) -> list[float]:
+    """An exponential average whose first values are not drawn towards zero."""
+    keep = 0.5 ** (1 / half_life)
+    total = weight = 0.0
+    result = []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        result.append(total / weight)
+    return result

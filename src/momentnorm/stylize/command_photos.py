@@ -1,0 +1,128 @@
+"""``momentnorm stylize PHOTO...``: from files to files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from .apply import stylize
+from .errors import StylizeError
+from .images import WRITABLE, Photo, check_output, photo_path, photos_in, read_photo, write_photo
+from .styles import Style, load_style
+from .terminal import find_device, progress, say
+
+if TYPE_CHECKING:
+    import argparse
+
+
+class Job(NamedTuple):
+    source: str
+    target: Path
+
+
+def plan(sources: list[str], out: Path, force: bool) -> list[Job]:
+    """Which file each photograph becomes. OUT is a folder where there can be several.
+
+    Raises:
+        StylizeError: an unknown suffix, an empty folder, or a photograph that would be replaced.
+    """
+    files: list[str] = []
+    for source in sources:
+        if not source.startswith("skimage:") and Path(source).is_dir():
+            found = photos_in(Path(source))
+            if not found:
+                raise StylizeError(f"{source}: no image files in this folder; check the name")
+            files.extend(str(file) for file in found)
+        else:
+            files.append(source)
+    several = len(sources) > 1 or files != sources
+    if several and out.exists() and not out.is_dir():
+        raise StylizeError(f"{out}: is a file; several photographs need a folder, name one with -o")
+    if several or out.is_dir():
+        jobs = _into_folder(files, out)
+    else:
+        check_output(out)
+        if not out.parent.is_dir():
+            raise StylizeError(f"{out}: its folder does not exist; create it first")
+        jobs = [Job(files[0], out)]
+    if not force:
+        _refuse_to_replace(jobs)
+    if several:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StylizeError(
+                f"{out}: cannot be created ({error.strerror}); choose another place"
+            ) from error
+    return jobs
+
+
+def _into_folder(files: list[str], folder: Path) -> list[Job]:
+    jobs: list[Job] = []
+    taken: set[str] = set()
+    for file in files:
+        path = Path(file.removeprefix("skimage:"))
+        suffix = path.suffix if path.suffix.lower() in WRITABLE else ".png"
+        name, number = path.stem + suffix, 1
+        while name.lower() in taken:  # some file systems do not tell cases apart
+            number += 1
+            name = f"{path.stem}-{number}{suffix}"
+        taken.add(name.lower())
+        jobs.append(Job(file, folder / name))
+    return jobs
+
+
+def _refuse_to_replace(jobs: list[Job]) -> None:
+    inputs = {photo_path(job.source).resolve() for job in jobs}
+    for job in jobs:
+        if job.target.resolve() in inputs:
+            raise StylizeError(
+                f"{job.target}: would replace a photograph; choose another -o, or add --force"
+            )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """All photographs; one that fails does not stop the others."""
+    style = load_style(arguments.style)
+    if not 0 <= arguments.strength <= 1:
+        raise StylizeError(f"--strength is between 0 and 1, not {arguments.strength}")
+    device = find_device(arguments.device)
+    jobs = plan(arguments.photos, Path(arguments.out), arguments.force)
+    failed: list[str] = []
+    with progress() as bar:
+        task = bar.add_task("stylizing", total=len(jobs))
+        for job in jobs:
+            try:
+                _one(job, style, device, arguments)
+                print(job.target)
+            except StylizeError as error:
+                if len(jobs) == 1:
+                    raise
+                failed.append(job.source)
+                say(f"error: {error}")
+            bar.advance(task)
+    if failed:
+        raise StylizeError(
+            f"{len(failed)} of {len(jobs)} photographs failed, the others are done: "
+            + ", ".join(failed)
+        )
+    return 0
+
+
+def _one(job: Job, style: Style, device: torch.device, arguments: argparse.Namespace) -> None:
+    photo = read_photo(job.source, arguments.size)
+    seen = photo.rgb.to(device)
+    if photo.alpha is not None:
+        seen = _without_hidden(seen, photo.alpha.to(device))
+    picture = stylize(seen, style, keep_color=arguments.keep_color)
+    # Mixed with the photograph itself, so that strength 0 gives it back where it is transparent.
+    mixed = torch.lerp(photo.rgb, picture.cpu(), arguments.strength)
+    write_photo(Photo(mixed, photo.alpha, photo.icc_profile, photo.exif), job.target)
+
+
+def _without_hidden(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """Whatever colour lies under full transparency is replaced by the mean of what is seen."""
+    mean = (rgb * alpha).sum((1, 2)) / alpha.sum().clamp_min(1e-6)  # (3,)
+    return rgb * alpha + mean.view(3, 1, 1) * (1 - alpha)

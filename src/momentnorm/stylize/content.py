@@ -1,0 +1,119 @@
+"""Content photographs for training: which files, and the crops of each step."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import StylizeError
+from .images import SKIMAGE_PHOTOS, photos_in, read_photo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: The longer side to which photographs are scaled on reading: crops are far smaller.
+LONGEST = 640
+
+#: Crops are up to this many times the training size before they are scaled down to it.
+LARGEST_ZOOM = 3.0
+
+
+def content_files(folder: str | Path | None) -> list[str]:
+    """The photographs of a folder; without one, those inside the scikit-image wheel.
+
+    Raises:
+        StylizeError: no such folder, none in it, or scikit-image is not installed.
+    """
+    if folder is None:
+        return [f"skimage:{name}" for name in SKIMAGE_PHOTOS]
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise StylizeError(f"{folder}: no such folder; --content takes a folder of photographs")
+    files = photos_in(folder)
+    if not files:
+        raise StylizeError(f"{folder}: no photographs in it; put JPEG, PNG or WebP files there")
+    return [str(file) for file in files]
+
+
+class Crops:
+    """Random crops of photographs. Those of a step depend on the seed and the step alone.
+
+    Args:
+        files: the photographs; read when first needed, and kept while there is room.
+        size: height and width of a crop.
+        seed: of the choice.
+        note: told of a photograph that cannot be read; others take its place.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        size: int,
+        seed: int,
+        note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        if not files:
+            raise StylizeError("no content photographs were given; give at least one")
+        self.files = list(files)
+        self.size = size
+        self.seed = seed
+        self.note = note
+        self._bad: set[str] = set()
+        self._read = functools.lru_cache(maxsize=256)(self._read_bytes)
+
+    def fingerprint(self) -> str:
+        """Of the list of files, for a checkpoint to recognise."""
+        names = "\n".join(Path(file).name for file in self.files)
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+
+    def batch(self, step: int, count: int) -> Tensor:
+        """(count, 3, size, size) in [0, 1]."""
+        # A generator of its own for each step: resuming needs no state but the step's number.
+        random = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        return torch.stack([self._crop(random) for _ in range(count)])
+
+    def _crop(self, random: torch.Generator) -> Tensor:
+        photo = self._photo(int(torch.randint(len(self.files), (), generator=random)))
+        height, width = photo.shape[-2:]
+        zoom, at_y, at_x, flip = torch.rand(4, generator=random, dtype=torch.float64).tolist()
+        largest = max(1.0, min(height, width) / self.size)
+        side = round(self.size * min(largest, LARGEST_ZOOM) ** zoom)
+        side = min(side, height, width)
+        top, left = int(at_y * (height - side + 1)), int(at_x * (width - side + 1))
+        crop = photo[:, top : top + side, left : left + side].float() / 255
+        if flip < 0.5:
+            crop = crop.flip(-1)
+        if side != self.size:
+            crop = F.interpolate(
+                crop.unsqueeze(0), (self.size, self.size), mode="bilinear", antialias=True
+            ).squeeze(0)
+        return crop
+
+    def _photo(self, index: int) -> Tensor:
+        for offset in range(len(self.files)):
+            file = self.files[(index + offset) % len(self.files)]
+            if file in self._bad:
+                continue
+            try:
+                return self._read(file)
+            except StylizeError as error:
+                self._bad.add(file)
+                self.note(f"left out: {error}")
+        raise StylizeError("none of the content photographs can be read; give others")
+
+    def _read_bytes(self, file: str) -> Tensor:
+        # Bytes, since that is a quarter of the memory.
+        pixels = read_photo(file).rgb
+        longest = max(pixels.shape[-2:])
+        if longest > LONGEST:
+            size = [max(1, round(side * LONGEST / longest)) for side in pixels.shape[-2:]]
+            pixels = F.interpolate(
+                pixels.unsqueeze(0), size, mode="bilinear", antialias=True
+            ).squeeze(0)
+        return (pixels * 255).round().clamp(0, 255).byte()

@@ -1,0 +1,286 @@
+"""Photographs from files and pictures to files, of every kind that people have."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import StylizeError, one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: What is read. Not all that Pillow can: EPS, for one, would start another program.
+READABLE = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
+
+#: Suffix of an output file: its format, whether it holds transparency, and how to write it.
+WRITABLE: dict[str, tuple[str, bool, dict[str, object]]] = {
+    ".jpg": ("JPEG", False, {"quality": 93, "subsampling": 0}),
+    ".jpeg": ("JPEG", False, {"quality": 93, "subsampling": 0}),
+    ".png": ("PNG", True, {}),
+    ".webp": ("WEBP", True, {"quality": 92}),
+    ".tif": ("TIFF", True, {}),
+    ".tiff": ("TIFF", True, {}),
+    ".bmp": ("BMP", False, {}),
+}
+
+#: Suffixes taken from a folder.
+PHOTO_SUFFIXES = (*WRITABLE, ".gif", ".ppm", ".pgm", ".avif")
+
+#: Photographs in the scikit-image wheel, with the file's name.
+SKIMAGE_PHOTOS = {
+    "astronaut": "astronaut.png",
+    "chelsea": "chelsea.png",
+    "coffee": "coffee.png",
+    "rocket": "rocket.jpg",
+    "hubble_deep_field": "hubble_deep_field.jpg",
+    "retina": "retina.jpg",
+    "ihc": "ihc.png",
+    "camera": "camera.png",
+    "brick": "brick.png",
+    "grass": "grass.png",
+    "gravel": "gravel.png",
+    "coins": "coins.png",
+    "moon": "moon.png",
+}
+
+
+@dataclass
+class Photo:
+    """A decoded photograph, upright."""
+
+    rgb: Tensor  # (3, H, W), float32 in [0, 1]
+    alpha: Tensor | None = None  # (1, H, W), float32 in [0, 1]
+    icc_profile: bytes | None = None
+    exif: bytes = field(default=b"", repr=False)
+
+
+def photo_path(name: str) -> Path:
+    """The file that a PHOTO argument means; ``skimage:astronaut`` is one of scikit-image's."""
+    if not name.startswith("skimage:"):
+        return Path(name)
+    wanted = name.removeprefix("skimage:")
+    if wanted not in SKIMAGE_PHOTOS:
+        raise StylizeError(f"{name}: no such photograph; known are {', '.join(SKIMAGE_PHOTOS)}")
+    package = importlib.util.find_spec("skimage")
+    if package is None or package.origin is None:
+        raise StylizeError(f"{name}: scikit-image is not installed: pip install scikit-image")
+    return Path(package.origin).parent / "data" / SKIMAGE_PHOTOS[wanted]
+
+
+def photos_in(folder: Path) -> list[Path]:
+    """The image files directly in a folder, by name."""
+    files = (file for file in folder.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES)
+    return sorted(file for file in files if file.is_file())
+
+
+def read_photo(path: str | Path, size: int | None = None) -> Photo:
+    """Decode an image file: apply its orientation, make it RGB, take its transparency apart.
+
+    Args:
+        path: a file, or ``skimage:NAME``.
+        size: scale the longer side to this many pixels.
+
+    Raises:
+        StylizeError: no such file, no image, a damaged or an enormous one.
+    """
+    file = photo_path(str(path))
+    if not file.exists():
+        raise StylizeError(f"{path}: no such file; check the name")
+    if file.is_dir():
+        raise StylizeError(f"{path}: is a folder; an image file is needed here")
+    with _explained(path), warnings.catch_warnings():
+        # Pillow's own limit stays: twice this warning's size is an error.
+        warnings.simplefilter("ignore")
+        with Image.open(file, formats=_readable()) as image:
+            image.load()
+            return _decode(image, size)
+
+
+def _readable() -> list[str]:
+    Image.init()
+    return [name for name in READABLE if name in Image.OPEN]
+
+
+@contextlib.contextmanager
+def _explained(path: str | Path) -> Iterator[None]:
+    """What Pillow raises, as one line with the fix."""
+    try:
+        yield
+    except StylizeError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise StylizeError(
+            f"{path}: more than {limit} megapixels, which may be a decompression bomb; "
+            "if it is a photograph, scale it down with another program first"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise StylizeError(
+            f"{path}: not an image that can be read; give a JPEG, PNG, WebP, TIFF, BMP or GIF"
+        ) from error
+    except PermissionError as error:
+        raise StylizeError(f"{path}: not readable; check its permissions") from error
+    except MemoryError as error:
+        raise StylizeError(f"{path}: too large for this machine's memory") from error
+    except Exception as error:
+        # The decoders raise OSError, SyntaxError, ValueError, struct.error and more on bad bytes.
+        raise StylizeError(
+            f"{path}: damaged or truncated ({one_line(error)[:100]}); get the file again"
+        ) from error
+
+
+def _decode(image: Image.Image, size: int | None) -> Photo:
+    exif = _kept_exif(image)
+    profile = image.info.get("icc_profile")
+    image = ImageOps.exif_transpose(image)
+    image, profile = _to_rgb(image, profile)
+    if size is not None and size != max(image.size):
+        factor = size / max(image.size)
+        scaled = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+        image = image.resize(scaled, Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+    alpha = pixels[3:] if len(pixels) == 4 else None
+    return Photo(pixels[:3].contiguous(), alpha, profile, exif)
+
+
+def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
+    """In mode RGB or RGBA, and the colour profile that still describes it."""
+    if image.mode.startswith("I"):  # 16 bits of grey
+        grey = np.asarray(image).astype(np.float64) / 65535 * 255
+        image = Image.fromarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8))
+    if image.mode == "F":
+        raise StylizeError(
+            "a floating-point image has no agreed range of values; convert it to 8 or 16 bits"
+        )
+    space = bytes(profile[16:20]) if profile else b""
+    if image.mode == "CMYK" and profile and space == b"CMYK":
+        # A profile that is damaged, or of a kind unknown to Pillow: the plain formula, below.
+        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
+            converted = ImageCms.profileToProfile(
+                image, io.BytesIO(profile), ImageCms.createProfile("sRGB"), outputMode="RGB"
+            )
+            if converted is not None:
+                image = converted
+    kept = profile if space == b"RGB " else None
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return (image if image.mode == mode else image.convert(mode)), kept
+
+
+#: EXIF that describes the photograph and not the file that it was in. No orientation, which has
+#: been applied; no size, which may change; no thumbnail and no maker's note, which show the old.
+_KEPT_TAGS = (
+    ExifTags.Base.ImageDescription,
+    ExifTags.Base.Make,
+    ExifTags.Base.Model,
+    ExifTags.Base.DateTime,
+    ExifTags.Base.Artist,
+    ExifTags.Base.Copyright,
+)
+_DROPPED_SUBTAGS = (
+    ExifTags.Base.MakerNote,
+    ExifTags.Base.ExifImageWidth,
+    ExifTags.Base.ExifImageHeight,
+    ExifTags.Base.ExifInteroperabilityOffset,
+)
+
+
+def _kept_exif(image: Image.Image) -> bytes:
+    # Cameras write tags that break the specification; a photograph is worth more than its tags.
+    with contextlib.suppress(Exception):
+        found, kept = image.getexif(), Image.Exif()
+        for tag in _KEPT_TAGS:
+            if tag in found:
+                kept[tag] = found[tag]
+        for part in (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo):
+            values = {
+                tag: value
+                for tag, value in found.get_ifd(part).items()
+                if tag not in _DROPPED_SUBTAGS
+            }
+            if values:
+                kept[part] = values
+        return kept.tobytes() if len(kept) else b""
+    return b""
+
+
+def check_output(path: Path) -> None:
+    """Raise unless the name's suffix is a format that can be written."""
+    if path.suffix.lower() not in WRITABLE:
+        suffix = f"the suffix {path.suffix!r}" if path.suffix else "a name without a suffix"
+        raise StylizeError(
+            f"{path}: no image format goes with {suffix}; use one of {', '.join(WRITABLE)}"
+        )
+
+
+def write_photo(photo: Photo, path: str | Path) -> None:
+    """Encode by the name's suffix. Either the whole file is there afterwards or the old one.
+
+    A format without transparency gets the picture on white.
+
+    Raises:
+        StylizeError: an unknown suffix, or a place that cannot be written.
+    """
+    path = Path(path)
+    check_output(path)
+    form, transparent, options = WRITABLE[path.suffix.lower()]
+    rgb, alpha = photo.rgb, photo.alpha
+    if alpha is not None:
+        rgb = torch.cat([rgb, alpha]) if transparent else rgb * alpha + (1 - alpha)
+    pixels = (rgb * 255).round_().clamp_(0, 255).byte().permute(1, 2, 0)
+    image = Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy()))
+    metadata: dict[str, object] = {}
+    if form != "BMP":
+        metadata = {"icc_profile": photo.icc_profile, "exif": photo.exif}
+    metadata = {key: value for key, value in metadata.items() if value}
+    with whole_file(path) as file:
+        try:
+            image.save(file, format=form, **options, **metadata)
+        except ValueError as error:
+            raise StylizeError(
+                f"{path}: {form} cannot hold it ({one_line(error)}); use .png or .tif"
+            ) from error
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its name only when it is complete.
+
+    Raises:
+        StylizeError: the folder is not there or cannot be written, or the disk is full.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+        with open(handle, "wb") as file:
+            yield file
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.replace(temporary, path)
+    except OSError as error:
+        if not path.parent.is_dir():
+            raise StylizeError(f"{path}: its folder does not exist; create it first") from error
+        raise StylizeError(
+            f"{path}: cannot be written ({error.strerror or one_line(error)}); choose another place"
+        ) from error
+    finally:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

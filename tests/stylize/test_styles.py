@@ -1,0 +1,136 @@
+"""Style files: what is saved comes back, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from stylize_helpers import small_network
+
+from momentnorm.stylize import Style, StylizeError, bundled_styles, load_style, save_style, stylize
+from momentnorm.stylize.artworks import ARTWORKS, draw
+from momentnorm.stylize.network import NORMS
+from momentnorm.stylize.styles import FOLDER
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_there_and_back(tmp_path, norm):
+    network = small_network(norm)
+    path = tmp_path / "a.safetensors"
+    save_style(Style(network, picture="waves", training={"seed": 3}), path)
+    style = load_style(path)
+    assert style.name == "a"
+    assert style.picture == "waves"
+    assert style.training == {"seed": 3}
+    assert style.license.startswith("Apache-2.0")
+    assert style.network.architecture == network.architecture
+    assert not style.network.training
+    image = torch.rand(3, 16, 20)
+    torch.testing.assert_close(stylize(image, style), stylize(image, network), rtol=0, atol=0.01)
+
+
+def test_the_same_style_is_the_same_bytes(tmp_path):
+    for name in ("a", "b"):
+        style = Style(small_network(), picture="waves ♪", training={"b": 1, "a": 2})
+        save_style(style, tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert file.metadata()["picture"] == "waves ♪"
+        assert json.loads(file.metadata()["training"]) == {"a": 2, "b": 1}
+        assert all(file.get_tensor(key).dtype == torch.float16 for key in file.keys())  # noqa: SIM118
+
+
+def rewritten(path, tensors=None, **changes):
+    """The style file with other tensors or metadata."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    metadata = {k: v for k, v in (metadata | changes).items() if v is not None}
+    save_file(load_file(path) if tensors is None else tensors, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"format": "something"}, "not a style file"),
+        ({"version": "2"}, "pip install --upgrade momentnorm"),
+        ({"version": "new"}, "no version"),
+        ({"version": None}, "no version"),
+        ({"norm": "weight"}, "metadata is damaged"),
+        ({"width": None}, "metadata is damaged"),
+        ({"width": "four"}, "metadata is damaged"),
+        ({"width": "1000000"}, "metadata is damaged"),
+        ({"training": "{"}, "metadata is damaged"),
+        ({"training": "[1]"}, "metadata is damaged"),
+        ({"width": "8"}, "has shape"),
+        ({"blocks": "2"}, "is missing"),
+        ({"blocks": "0"}, "does not belong here"),
+        ({"norm": "batch"}, "is missing"),
+    ],
+)
+def test_wrong_metadata(style_file, changes, says):
+    with pytest.raises(StylizeError, match=says):
+        load_style(rewritten(style_file, **changes))
+
+
+def test_weights_that_are_not_finite(style_file):
+    tensors = load_file(style_file)
+    tensors["leave.bias"][1] = float("nan")
+    with pytest.raises(StylizeError, match=r"leave\.bias is not finite"):
+        load_style(rewritten(style_file, tensors))
+
+
+def test_files_that_are_not_styles(tmp_path):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(StylizeError, match="give a style file or one of"):
+        load_style(path)
+    for content in (b"", b"hello, this is text", pickle.dumps({"a": 1}), b"\xff" * 64):
+        path.write_bytes(content)
+        with pytest.raises(StylizeError, match="not a style file"):
+            load_style(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(StylizeError, match="safetensors, but not a style file"):
+        load_style(path)
+
+
+def test_truncated_style(style_file):
+    style_file.write_bytes(style_file.read_bytes()[:-100])
+    with pytest.raises(StylizeError, match="not a style file"):
+        load_style(style_file)
+
+
+def test_bundled_styles_are_small_and_differ():
+    names = bundled_styles()
+    assert len(names) >= 3
+    image = torch.rand(3, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    pictures = []
+    for name in names:
+        assert (FOLDER / f"{name}.safetensors").stat().st_size < 1_000_000
+        style = load_style(name)
+        assert style.network.architecture.norm == "instance"
+        assert style.picture == ARTWORKS[name].title
+        assert style.license.startswith("Apache-2.0")
+        pictures.append(stylize(image, style))
+    for i, picture in enumerate(pictures):
+        assert (picture - image).abs().mean() > 0.05
+        for other in pictures[:i]:
+            assert (picture - other).abs().mean() > 0.05
+
+
+@pytest.mark.parametrize("name", ARTWORKS)
+def test_drawn_pictures(name):
+    picture = draw(name, 96)
+    assert picture.shape == (96, 96, 3)
+    assert (picture == draw(name, 96)).all()
+    assert picture.std() > 20
+    small, large = draw(name, 64).mean((0, 1)), draw(name, 128).mean((0, 1))
+    assert abs(small - large).max() < 25, "the size changes the resolution, not the picture"
+
+
+def test_unknown_drawing():
+    with pytest.raises(StylizeError, match="mosaic"):
+        draw("nothing")
