@@ -13,6 +13,7 @@ import math
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ _CHANNELS_LAST_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 _INTEGER, _POINTER, _DOUBLE = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 # Of each function, behind the pointer to the grid.
-_SIGNATURES = {
+_SIGNATURES: dict[str, list[Any]] = {
     "moments": [_POINTER] * 3,
     "apply": [_POINTER] * 5,
     "normalize": [_POINTER] * 3 + [_DOUBLE] + [_POINTER] * 3,
