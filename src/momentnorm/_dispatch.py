@@ -102,6 +102,15 @@ def transform_in_progress(*operands: Tensor | None) -> str | None:
     return None
 
 
+def kernels_see(*gradients: Tensor) -> bool:
+    """Whether gradients are ordinary tensors in eager mode, which a kernel can be given."""
+    return (
+        not torch.compiler.is_compiling()
+        and not any(map(torch._C._functorch.is_legacy_batchedtensor, gradients))  # batched
+        and transform_in_progress(*gradients) is None
+    )
+
+
 def check_operands(
     input: Tensor,
     running_mean: Tensor | None,

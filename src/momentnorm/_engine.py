@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import _dispatch, _ops
+from ._second_order import NormalizeBackward
 from .backends import reference
 from .pool import INSTANCE, Policy, Pool
 
@@ -192,6 +193,20 @@ class _Normalize(torch.autograd.Function):
             return (None,) * 6
         x, weight, mean, var = ctx.saved_tensors
         pool, eps = ctx.pool, ctx.eps
+        twice = torch.is_grad_enabled() and ctx.backend is not _ops
+        if twice and pool == INSTANCE and _dispatch.kernels_see(gradient):
+            dx, dweight, dbias = NormalizeBackward.apply(  # type: ignore[no-untyped-call]
+                gradient, x, weight, mean, var, eps, ctx.backend, partial(_replay_backward, eps=eps)
+            )
+            _, needs_dweight, needs_dbias, *_ = ctx.needs_input_grad
+            return (
+                dx,
+                dweight.to(weight.dtype) if needs_dweight else None,
+                dbias.to(ctx.bias_dtype) if needs_dbias else None,
+                None,
+                None,
+                None,
+            )
         backend = _backend_for_backward(ctx, gradient)
         if backend is None:
             bias = None
@@ -301,16 +316,37 @@ def _backend_for_backward(ctx: Any, gradient: Tensor) -> ModuleType | None:
     backend: ModuleType = ctx.backend
     if backend is _ops or torch.compiler.is_compiling():
         return _ops
-    if torch._C._functorch.is_legacy_batchedtensor(gradient):  # is_grads_batched
-        return None
-    return backend if _dispatch.transform_in_progress(gradient) is None else None
+    return backend if _dispatch.kernels_see(gradient) else None
+
+
+def _replay_backward(
+    operands: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    gradients: Sequence[Tensor],
+    eps: float,
+) -> list[Tensor | None]:
+    """The gradients of (gradient, x, weight) -> dx, dweight, dbias by torch's own operators."""
+
+    def backward(gradient: Tensor, x: Tensor, weight: Tensor | None) -> Sequence[Tensor]:
+        channels = x.shape[1:2]
+        bias = torch.zeros(channels, dtype=mean_dtype, device=x.device, requires_grad=True)
+        scale = torch.ones_like(bias) if weight is None else weight.to(mean_dtype)
+        x = x if x.requires_grad else x.view_as(x).requires_grad_()
+        scale = scale if scale.requires_grad else scale.detach().requires_grad_()
+        y, _, _ = _composite(x, scale, bias, INSTANCE, eps)
+        return torch.autograd.grad(y, (x, scale, bias), gradient, create_graph=True)
+
+    x = operands[1]
+    assert x is not None
+    mean_dtype = reference.statistics_dtype(x)
+    return _replay(backward, operands, needed, gradients)
 
 
 def _replay(
-    function: Callable[..., Tensor],
+    function: Callable[..., Tensor | Sequence[Tensor]],
     operands: Sequence[Tensor | None],
     needed: Sequence[bool],
-    gradient: Tensor,
+    gradient: Tensor | Sequence[Tensor],
 ) -> list[Tensor | None]:
     """The gradients by autograd through ``function``, itself made of torch's own operators.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
-from stylize_helpers import pixels, small_network
+from stylize_samples import pixels, small_network
 
 from momentnorm.cli import main
 from momentnorm.stylize import Style, save_style

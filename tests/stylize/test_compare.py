@@ -7,7 +7,7 @@ import csv
 import pytest
 import torch
 from PIL import Image
-from stylize_helpers import pixels, small_network
+from stylize_samples import pixels, small_network
 
 from momentnorm.stylize.command_compare import (
     change_contrast,

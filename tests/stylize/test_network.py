@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stylize_helpers import small_network
+from stylize_samples import small_network
 from torch import nn
 
 from momentnorm import InstanceNorm2d

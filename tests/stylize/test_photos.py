@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stylize_helpers import pixels
+from stylize_samples import pixels
 
 from momentnorm.stylize import Network, load_style, read_photo, stylize
 

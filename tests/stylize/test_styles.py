@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import pickle
 
@@ -9,10 +11,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from stylize_helpers import small_network
+from stylize_samples import small_network
 
-from momentnorm.stylize import Style, StylizeError, bundled_styles, load_style, save_style, stylize
+from momentnorm.stylize import (
+    Settings,
+    Style,
+    StylizeError,
+    bundled_styles,
+    load_style,
+    save_style,
+    stylize,
+)
 from momentnorm.stylize.artworks import ARTWORKS, draw
+from momentnorm.stylize.bundle import RECIPES
+from momentnorm.stylize.command_train import add_settings, read_settings
 from momentnorm.stylize.network import NORMS
 from momentnorm.stylize.styles import FOLDER
 
@@ -134,3 +146,17 @@ def test_drawn_pictures(name):
 def test_unknown_drawing():
     with pytest.raises(StylizeError, match="mosaic"):
         draw("nothing")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_bundled_styles_were_trained_by_their_recipes(name):
+    parser = argparse.ArgumentParser()
+    add_settings(parser, Settings())
+    settings = read_settings(parser.parse_args(RECIPES[name]))
+    training = load_style(name).training
+    for key, value in dataclasses.asdict(settings).items():
+        assert training[key] == value, key
+
+
+def test_every_bundled_style_has_a_recipe():
+    assert sorted(RECIPES) == bundled_styles()

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from stylize_helpers import pixels
+from stylize_samples import pixels
 
 from momentnorm.stylize import Network, Settings, StylizeError, load_style, train
 from momentnorm.stylize.content import LONGEST, Crops, content_files
