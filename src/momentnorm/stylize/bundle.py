@@ -12,7 +12,6 @@ RECIPES: dict[str, list[str]] = {
     "mosaic": ["--content-weight", "0.7", "--steps", "1200"],
     "swirl": ["--content-weight", "0.6"],
     "woodcut": ["--style-size", "384", "--steps", "1000"],
-    "dabs": ["--style-size", "384", "--content-weight", "0.7", "--steps", "1000"],
 }
 
 
