@@ -75,8 +75,8 @@ INLINE V same_bits(W from) {
   return to;
 }
 
-template <class V, class T>
-INLINE V load_as_is(const T* source) {
+template <class V>
+INLINE V load_as_is(const void* source) {
   V vector;
   memcpy(&vector, source, sizeof vector);
   return vector;
@@ -100,20 +100,33 @@ INLINE void narrow(double* target, Some<double, count> values) {
   memcpy(target, &values, sizeof values);
 }
 
+// 16-bit words as 32-bit ones. Left to itself, the compiler widens half a register at a time.
+template <int count>
+INLINE Some<uint32_t, count> widen_words(const void* source) {
+  typedef Some<uint32_t, count> Bits;
+#if defined(__AVX512F__)
+  if constexpr (count == 16) {
+    return (Bits)_mm512_maskz_cvtepu16_epi32(0xffff, load_as_is<__m256i>(source));
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (count == 8) return (Bits)_mm256_cvtepu16_epi32(load_as_is<__m128i>(source));
+#endif
+  return __builtin_convertvector((load_as_is<Some<uint16_t, count>>(source)), Bits);
+}
+
 // bfloat16 is the upper half of a float; rounding is to the nearest, ties to even.
 template <int count>
 INLINE Some<float, count> widen(const BFloat16* source) {
   typedef Some<uint32_t, count> Bits;
-  const auto halves = load_as_is<Some<uint16_t, count>>(source);
-  return same_bits<Some<float, count>>(Bits(__builtin_convertvector(halves, Bits) << 16));
+  return same_bits<Some<float, count>>(Bits(widen_words<count>(source) << 16));
 }
 template <int count>
 INLINE void narrow(BFloat16* target, Some<float, count> values) {
   typedef Some<uint32_t, count> Bits;
   const Bits bits = same_bits<Bits>(values);
   const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Bits nan = same_bits<Bits>(values != values);  // all ones
-  const Bits result = (rounded & ~nan) | (0x7fc0 & nan);
+  const Bits result = values != values ? Bits{} + 0x7fc0 : rounded;  // not a number
   const auto halves = __builtin_convertvector(result, Some<uint16_t, count>);
   memcpy(target, &halves, sizeof halves);
 }
@@ -123,8 +136,7 @@ template <int count>
 INLINE Some<float, count> widen_by_integers(const Float16* source) {
   typedef Some<uint32_t, count> Bits;
   typedef Some<float, count> Floats;
-  const auto halves = load_as_is<Some<uint16_t, count>>(source);
-  const Bits bits = __builtin_convertvector(halves, Bits);
+  const Bits bits = widen_words<count>(source);
   const Bits sign = (bits & 0x8000) << 16, magnitude = (bits & 0x7fff) << 13;
   // A float with this exponent field is 2^-112 of the half's value, subnormals included.
   const Floats scaled = same_bits<Floats>(magnitude) * 0x1p112f;
