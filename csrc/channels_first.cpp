@@ -13,13 +13,15 @@ struct Of {
   static INLINE const E* in(const void* data) { return static_cast<const E*>(data); }
   static INLINE E* out(void* data) { return static_cast<E*>(data); }
 
-  // visit(fetch) for a visit that writes `result`: with fetching ahead if a plane's operands and
-  // result stay in the L2 cache together.
+  // visit(fetch) for a visit that writes `result`: fetching what a first and a second level cache
+  // hold beside the plane.
   template <class Visit>
   static INLINE void with_fetch(const Grid& grid, void* result, Visit visit) {
-    constexpr int64_t kCacheable = int64_t(128) << 10;
-    if (grid.size * int64_t(sizeof(E)) <= kCacheable) {
-      visit(FetchAhead<E>{out(result), grid.size});
+    const int64_t kilobytes = grid.size * int64_t(sizeof(E)) >> 10;
+    if (kilobytes <= 32) {
+      visit(FetchBoth<E>{out(result), grid.size});
+    } else if (kilobytes <= 128) {
+      visit(FetchResult<E>{out(result)});
     } else {
       visit(NoFetch{});
     }

@@ -70,18 +70,25 @@ INLINE void add_chunk(Lanes& first, Lanes& second, Terms terms) {
 
 // What to bring into the cache meanwhile, so that the memory never waits for the arithmetic: during
 // a reduction the result that will be written after it, and during that writing the plane after.
-template <class E>
-struct FetchAhead {
-  E* result;
-  int64_t plane;  // elements
-  INLINE void for_writing(int64_t i) const { __builtin_prefetch(result + i, 1, 3); }
-  INLINE void next(const E* operand) const { __builtin_prefetch(operand + plane, 0, 3); }
-  INLINE FetchAhead from(int64_t i) const { return {result + i, plane}; }
-};
 struct NoFetch {
   INLINE void for_writing(int64_t) const {}
   INLINE void next(const void*) const {}
   INLINE NoFetch from(int64_t) const { return {}; }
+};
+template <class E>
+struct FetchResult {
+  E* result;
+  INLINE void for_writing(int64_t i) const { __builtin_prefetch(result + i, 1, 2); }
+  INLINE void next(const E*) const {}
+  INLINE FetchResult from(int64_t i) const { return {result + i}; }
+};
+template <class E>
+struct FetchBoth {
+  E* result;
+  int64_t plane;  // elements
+  INLINE void for_writing(int64_t i) const { __builtin_prefetch(result + i, 1, 3); }
+  INLINE void next(const E* operand) const { __builtin_prefetch(operand + plane, 0, 3); }
+  INLINE FetchBoth from(int64_t i) const { return {result + i, plane}; }
 };
 
 // The count, mean and sum of squared deviations of a set of numbers.
