@@ -23,7 +23,9 @@ HEADER = """# Benchmarks
 Written by `make bench`; the numbers are also in [benchmarks.csv](benchmarks.csv).
 
 - Machine: {machine}, {threads} threads. momentnorm {version} ({isa}), torch {torch}.
-- Everything in one process, in turns; medians. A shared machine: trust the ratios.
+- Everything in one process, in turns of changing order; medians. A shared machine: trust the
+  ratios, and of those where a large output is allocated (*forward*, *training*) only the first
+  digit: fresh pages cost more than the arithmetic, and how many are fresh depends on the allocator.
 - *copy* is `y.copy_(x)` into an existing tensor: the time that the memory needs.
 - *into* writes into an existing output; *forward* allocates it, as torch does; *training* is
   forward and backward with gradients of x, weight and bias.

@@ -18,4 +18,4 @@ def test_every_call_has_its_turn():
     calls = []
     times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, budget=0)
     assert times.keys() == {"a", "b"}
-    assert calls[4:8] == ["a", "b", "a", "b"]
+    assert all(sorted(calls[i : i + 2]) == ["a", "b"] for i in range(4, len(calls), 2))
