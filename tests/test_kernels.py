@@ -195,9 +195,14 @@ def test_a_constant_plane_is_exactly_the_bias(size, value):
             assert not var.any()
 
 
-def test_overflowing_products_of_gradients():
-    x = 1e30 * torch.linspace(-1, 1, 4096).view(1, 1, -1)
-    gradient = 1e15 * torch.linspace(-1, 3, 4096).view(1, 1, -1)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_overflowing_products_of_gradients(layout):
+    plane, towards = torch.linspace(-1, 1, 4096), torch.linspace(-1, 3, 4096)
+    x, gradient = 1e30 * plane.expand(1, 3, -1), 1e15 * towards.expand(1, 3, -1)
+    if layout == "channels_last":
+        x, gradient = (t.movedim(1, -1).contiguous().movedim(-1, 1) for t in (x, gradient))
+    else:
+        x, gradient = x.contiguous(), gradient.contiguous()
     mean, _ = cpu.moments(x)
     _, weighted_sums = cpu.gradient_sums(gradient, x, mean)
     exact = (gradient.double() * (x.double() - mean.unsqueeze(2))).sum(2)
