@@ -8,6 +8,7 @@ import dataclasses
 import os
 import platform
 from pathlib import Path
+from statistics import geometric_mean
 
 import torch
 
@@ -16,7 +17,6 @@ from momentnorm.backends import cpu
 
 from . import instance_norm
 from .instance_norm import Row
-from .timing import geometric_mean
 
 HEADER = """# Benchmarks
 

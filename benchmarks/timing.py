@@ -39,7 +39,3 @@ def interleaved(calls: Mapping[str, Call], budget: float = 1.0) -> dict[str, flo
     finally:
         gc.enable()
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-def geometric_mean(values: list[float]) -> float:
-    return statistics.geometric_mean(values)

@@ -9,7 +9,8 @@
  * The results are the same bits for any number of threads, any batch around a sample, and any
  * instruction set.
  *
- * Every function returns MOMENTNORM_OK or one of the other codes, and writes nothing in that case.
+ * Every function returns MOMENTNORM_OK or one of the other codes, and writes nothing in that case;
+ * but where memory runs out (MOMENTNORM_NO_MEMORY), part of the output may be written.
  */
 #ifndef MOMENTNORM_H
 #define MOMENTNORM_H

@@ -14,9 +14,8 @@ from torch import Tensor
 from .apply import stylize
 from .command_train import add_settings, read_settings, read_style_picture
 from .content import Crops, content_files
-from .errors import StylizeError
 from .features import RandomFeatures
-from .images import read_photo, whole_file
+from .images import make_folder, read_photo, whole_file
 from .losses import style_loss, style_statistics
 from .objective import scaled
 from .sheet import save_sheet
@@ -93,12 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StylizeError(
-            f"{out}: cannot be created ({error.strerror}); choose another place"
-        ) from error
+    make_folder(out)
     settings = read_settings(arguments)
     if arguments.quick:
         smaller: dict[str, Any] = {

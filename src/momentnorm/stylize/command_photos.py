@@ -9,7 +9,17 @@ import torch
 
 from .apply import stylize
 from .errors import StylizeError
-from .images import WRITABLE, Photo, check_output, photo_path, photos_in, read_photo, write_photo
+from .images import (
+    WRITABLE,
+    Photo,
+    check_folder_of,
+    check_output,
+    make_folder,
+    photo_path,
+    photos_in,
+    read_photo,
+    write_photo,
+)
 from .styles import Style, load_style
 from .terminal import find_device, progress, say
 
@@ -44,18 +54,12 @@ def plan(sources: list[str], out: Path, force: bool) -> list[Job]:
         jobs = _into_folder(files, out)
     else:
         check_output(out)
-        if not out.parent.is_dir():
-            raise StylizeError(f"{out}: its folder does not exist; create it first")
+        check_folder_of(out)
         jobs = [Job(files[0], out)]
     if not force:
         _refuse_to_replace(jobs)
     if several:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StylizeError(
-                f"{out}: cannot be created ({error.strerror}); choose another place"
-            ) from error
+        make_folder(out)
     return jobs
 
 

@@ -12,10 +12,9 @@ from .artworks import ARTWORKS, draw
 from .content import content_files
 from .errors import StylizeError
 from .features import load_vgg
-from .images import Photo, read_photo, write_photo
+from .images import Photo, check_folder_of, read_photo, to_tensor, write_photo
 from .network import NORMS, Network
 from .objective import scaled
-from .sheet import to_tensor
 from .styles import save_style
 from .terminal import add_device, find_device, positive, progress, say, stop_requested
 from .trainer import Losses, Settings, train
@@ -110,8 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     if out.suffix != ".safetensors":
         raise StylizeError(f"{out}: a style file's name ends in .safetensors")
-    if not out.parent.is_dir():
-        raise StylizeError(f"{out}: its folder does not exist; create it first")
+    check_folder_of(out)
     settings = read_settings(arguments)
     device = find_device(arguments.device)
     picture, title = read_style_picture(arguments.style)

@@ -10,7 +10,7 @@ from . import command_compare, command_photos, command_train, sheet
 from .apply import is_out_of_memory
 from .artworks import ARTWORKS, draw
 from .errors import StylizeError
-from .images import Photo, check_output, write_photo
+from .images import Photo, check_output, to_tensor, write_photo
 from .styles import bundled_styles
 from .terminal import PROGRAM, Parser, add_device, positive, say
 
@@ -59,7 +59,7 @@ def _draw(argv: Sequence[str]) -> int:
     parser.add_argument("--size", type=positive, default=512, metavar="N", help="default 512")
     arguments = parser.parse_args(argv)
     check_output(arguments.out)
-    write_photo(Photo(sheet.to_tensor(draw(arguments.name, arguments.size))), arguments.out)
+    write_photo(Photo(to_tensor(draw(arguments.name, arguments.size))), arguments.out)
     print(arguments.out)
     return 0
 

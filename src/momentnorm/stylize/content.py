@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .errors import StylizeError
 from .images import SKIMAGE_PHOTOS, photos_in, read_photo
+from .objective import scaled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +40,11 @@ def content_files(folder: str | Path | None) -> list[str]:
     if not files:
         raise StylizeError(f"{folder}: no photographs in it; put JPEG, PNG or WebP files there")
     return [str(file) for file in files]
+
+
+def generator_of(seed: int, step: int) -> torch.Generator:
+    """A generator of its own for each step: resuming needs no state but the step's number."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 class Crops:
@@ -74,8 +80,7 @@ class Crops:
 
     def batch(self, step: int, count: int) -> Tensor:
         """(count, 3, size, size) in [0, 1]."""
-        # A generator of its own for each step: resuming needs no state but the step's number.
-        random = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        random = generator_of(self.seed, step)
         return torch.stack([self._crop(random) for _ in range(count)])
 
     def _crop(self, random: torch.Generator) -> Tensor:
@@ -109,11 +114,5 @@ class Crops:
 
     def _read_bytes(self, file: str) -> Tensor:
         # Bytes, since that is a quarter of the memory.
-        pixels = read_photo(file).rgb
-        longest = max(pixels.shape[-2:])
-        if longest > LONGEST:
-            size = [max(1, round(side * LONGEST / longest)) for side in pixels.shape[-2:]]
-            pixels = F.interpolate(
-                pixels.unsqueeze(0), size, mode="bilinear", antialias=True
-            ).squeeze(0)
+        pixels = scaled(read_photo(file).rgb, LONGEST)
         return (pixels * 255).round().clamp(0, 255).byte()

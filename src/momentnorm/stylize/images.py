@@ -151,7 +151,7 @@ def _decode(image: Image.Image, size: int | None) -> Photo:
         factor = size / max(image.size)
         scaled = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         image = image.resize(scaled, Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+    pixels = to_tensor(np.asarray(image))
     alpha = pixels[3:] if len(pixels) == 4 else None
     return Photo(pixels[:3].contiguous(), alpha, profile, exif)
 
@@ -216,6 +216,37 @@ def _kept_exif(image: Image.Image) -> bytes:
     return b""
 
 
+def to_tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
+    """(H, W, C) bytes to (C, H, W) in [0, 1]."""
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div_(255)
+
+
+def to_image(tensor: Tensor) -> Image.Image:
+    """(C, H, W) in [0, 1], 3 or 4 channels, to 8 bits each."""
+    pixels = (tensor * 255).round_().clamp_(0, 255).byte().permute(1, 2, 0)
+    return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy()))
+
+
+def make_folder(folder: Path) -> None:
+    """The folder, and those above it, if they are not there.
+
+    Raises:
+        StylizeError: it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StylizeError(
+            f"{folder}: cannot be created ({error.strerror}); choose another place"
+        ) from error
+
+
+def check_folder_of(path: Path) -> None:
+    """Raise unless the folder in which this file will be is there."""
+    if not path.parent.is_dir():
+        raise StylizeError(f"{path}: its folder does not exist; create it first")
+
+
 def check_output(path: Path) -> None:
     """Raise unless the name's suffix is a format that can be written."""
     if path.suffix.lower() not in WRITABLE:
@@ -239,8 +270,7 @@ def write_photo(photo: Photo, path: str | Path) -> None:
     rgb, alpha = photo.rgb, photo.alpha
     if alpha is not None:
         rgb = torch.cat([rgb, alpha]) if transparent else rgb * alpha + (1 - alpha)
-    pixels = (rgb * 255).round_().clamp_(0, 255).byte().permute(1, 2, 0)
-    image = Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy()))
+    image = to_image(rgb)
     metadata: dict[str, object] = {}
     if form != "BMP":
         metadata = {"icc_profile": photo.icc_profile, "exif": photo.exif}
@@ -269,8 +299,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
         os.replace(temporary, path)
     except OSError as error:
-        if not path.parent.is_dir():
-            raise StylizeError(f"{path}: its folder does not exist; create it first") from error
+        check_folder_of(path)
         raise StylizeError(
             f"{path}: cannot be written ({error.strerror or one_line(error)}); choose another place"
         ) from error

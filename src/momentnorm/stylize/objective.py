@@ -66,9 +66,9 @@ def pyramid(image: Tensor) -> list[Tensor]:
 
 def scaled(image: Tensor, longest: int) -> Tensor:
     """(3, H, W) with its longer side of this many pixels; a smaller one stays as it is."""
-    factor = longest / max(image.shape[-2:])
-    if factor >= 1:
+    now = max(image.shape[-2:])
+    if now <= longest:
         return image
-    size = [max(1, round(side * factor)) for side in image.shape[-2:]]
+    size = [max(1, round(side * longest / now)) for side in image.shape[-2:]]
     result = F.interpolate(image.unsqueeze(0), size, mode="bilinear", antialias=True)
     return result.squeeze(0)

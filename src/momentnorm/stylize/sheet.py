@@ -14,7 +14,7 @@ from torch import Tensor
 from .apply import stylize
 from .artworks import ARTWORKS, draw
 from .errors import StylizeError
-from .images import Photo, check_output, read_photo, write_photo
+from .images import Photo, check_output, read_photo, to_image, to_tensor, write_photo
 from .styles import FOLDER, bundled_styles, load_style
 
 if TYPE_CHECKING:
@@ -64,11 +64,6 @@ def _example() -> Tensor:
         return read_photo(FOLDER / "astronaut-small.jpg").rgb
 
 
-def to_tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
-    """(H, W, 3) bytes to (3, H, W) in [0, 1]."""
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
-
-
 def save_sheet(rows: Sequence[Sequence[tuple[str, Tensor]]], path: Path, cell: int = CELL) -> None:
     """Rows of captioned pictures, (3, H, W) in [0, 1] each, shrunk into square cells."""
     columns = max(len(row) for row in rows)
@@ -78,8 +73,7 @@ def save_sheet(rows: Sequence[Sequence[tuple[str, Tensor]]], path: Path, cell: i
     font = ImageFont.load_default()
     for y, row in enumerate(rows):
         for x, (caption, tensor) in enumerate(row):
-            pixels = (tensor.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            picture = Image.fromarray(np.ascontiguousarray(pixels))
+            picture = to_image(tensor)
             picture.thumbnail((cell - 4, cell - 4), Image.Resampling.LANCZOS)
             sheet.paste(picture, (x * cell + 2, y * height + CAPTION))
             pen.text((x * cell + 4, y * height + 6), caption, fill="black", font=font)

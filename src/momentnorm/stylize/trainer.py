@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .content import Crops
+from .content import Crops, generator_of
 from .errors import StylizeError
 from .features import Features, RandomFeatures
 from .losses import content_loss, total_variation
@@ -167,8 +167,7 @@ def _step(
     pictures = network(photographs)
     with torch.no_grad():
         content_target = target.features.content_layer(photographs)
-    random = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
-    statistics, sliced = target.losses(pictures, random)
+    statistics, sliced = target.losses(pictures, generator_of(settings.seed, step))
     terms = {
         "style": statistics,
         "sliced": sliced,
