@@ -15,15 +15,24 @@ namespace {
 // How much is read for the first time before it is read again.
 constexpr int64_t kGroupBytes = int64_t(8) << 20;
 
-// Memory from malloc, freed at the end of the scope.
+// The memory of a thread's Scratch.
 template <class T>
-struct Array {
-  T* data;
-  explicit INLINE Array(int64_t count)
-      : data(static_cast<T*>(malloc(size_t(count > 0 ? count : 1) * sizeof(T)))) {}
-  INLINE ~Array() { free(data); }
-  Array(const Array&) = delete;
-  Array& operator=(const Array&) = delete;
+struct Workspace {
+  Array<double> sums;
+  Array<T> columns;
+  const Scratch<T> scratch;
+
+  INLINE Workspace(const Rows& shape, bool with_tile)
+      : sums(2 * shape.width),
+        columns(shape.width * (with_tile ? 4 + Rows::kTile : 1)),
+        scratch{sums.data,
+                sums.data + shape.width,
+                columns.data,
+                columns.data + shape.width,
+                columns.data + 2 * shape.width,
+                columns.data + 3 * shape.width,
+                columns.data + 4 * shape.width} {}
+  INLINE bool good() const { return sums.data != nullptr && columns.data != nullptr; }
 };
 
 template <class E>
@@ -36,10 +45,11 @@ struct Of {
 
   // For each group of samples: reduce(sample, block, partial, scratch), where partial is two
   // doubles for each channel; fold(into, next, blocks so far) over a sample's blocks in order;
-  // finish(sample, partial, coefficients); then map(sample, block, coefficients).
+  // finish(sample, partial, coefficients); then map(sample, block, coefficients, scratch).
   template <class Reduce, class Fold, class Finish, class Map>
   static INLINE int32_t visit_rows(const ThreadPool& pool, const Grid& grid, const Rows& shape,
-                                   Reduce reduce, Fold fold, Finish finish, Map map) {
+                                   bool with_tile, Reduce reduce, Fold fold, Finish finish,
+                                   Map map) {
     const int64_t sample_bytes = shape.size * shape.channels * int64_t(sizeof(E));
     int64_t group = sample_bytes > 0 ? kGroupBytes / sample_bytes : grid.samples;
     group = group < 1 ? 1 : group > grid.samples ? grid.samples : group;
@@ -50,21 +60,24 @@ struct Of {
     bool failed = partial.data == nullptr || coefficients.data == nullptr;
     const int64_t block_elements = shape.size * shape.channels / shape.blocks;
     const int64_t grain = ceil_div(kGrain, block_elements > 0 ? block_elements : 1);
-
-    for (int64_t from = 0; from < grid.samples && !failed; from += group) {
-      const int64_t samples = grid.samples - from < group ? grid.samples - from : group;
+    // body(sample - from, block, scratch) for all blocks of some samples.
+    auto each_block = [&](int64_t samples, auto body) {
       parallel(pool, samples * shape.blocks, grain, [&](int64_t begin, int64_t end) {
-        Array<double> sums(2 * shape.width);
-        Array<T> origin(shape.width);
-        if (sums.data == nullptr || origin.data == nullptr) {
+        const Workspace<T> workspace(shape, with_tile);
+        if (!workspace.good()) {
           __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
           return;
         }
-        const Scratch<T> scratch = {sums.data, sums.data + shape.width, origin.data};
         for (int64_t i = begin; i < end; ++i) {
-          reduce(from + i / shape.blocks, i % shape.blocks, partial.data + i * partial_size,
-                 scratch);
+          body(i / shape.blocks, i % shape.blocks, workspace.scratch);
         }
+      });
+    };
+
+    for (int64_t from = 0; from < grid.samples && !failed; from += group) {
+      const int64_t samples = grid.samples - from < group ? grid.samples - from : group;
+      each_block(samples, [&](int64_t i, int64_t block, const Scratch<T>& scratch) {
+        reduce(from + i, block, partial.data + (i * shape.blocks + block) * partial_size, scratch);
       });
       if (failed) break;
       parallel(pool, samples, ceil_div(kGrain, shape.blocks * shape.channels),
@@ -77,11 +90,8 @@ struct Of {
                    finish(from + i, first, coefficients.data + i * coefficient_size);
                  }
                });
-      parallel(pool, samples * shape.blocks, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          map(from + i / shape.blocks, i % shape.blocks,
-              coefficients.data + i / shape.blocks * coefficient_size);
-        }
+      each_block(samples, [&](int64_t i, int64_t block, const Scratch<T>& scratch) {
+        map(from + i, block, coefficients.data + i * coefficient_size, scratch);
       });
     }
     return failed ? MOMENTNORM_NO_MEMORY : MOMENTNORM_OK;
@@ -112,27 +122,50 @@ struct Of {
     spread(shape, coefficients, channel, mean, a, b, c - Split<T>(mean).rest * b);
   }
 
-  // y = (x - mean) * scale + shift
-  static INLINE void map_forward(const Rows& shape, const E* x, E* y, int64_t block,
-                                 const T* coefficients) {
+  // y = activation((x - mean) * scale + shift + residual)
+  static INLINE void map_forward(const Rows& shape, const Tail& tail, const E* x, const E* residual,
+                                 E* y, int64_t block, const T* coefficients,
+                                 const Scratch<T>& scratch) {
     struct Held {
       Vec<T> mean, scale, shift;
     };
-    map_rows<T>(
+    const T *const mean = coefficients, *const scale = mean + shape.width,
+                   *const shift = scale + shape.width;
+    auto one = [=](int64_t i, int64_t channel) {
+      return (get(x[i]) - mean[channel]) * scale[channel] + shift[channel];
+    };
+    if (plain(tail)) {
+      map_rows<T>(
+          shape, block,
+          [=](int64_t column) {
+            return Held{load(mean + column), load(scale + column), load(shift + column)};
+          },
+          [](int64_t, int64_t) {},
+          [=](int64_t i, const Held& k) {
+            fetch_ahead(x + i);
+            fetch_ahead_for_writing(y + i);
+            store(y + i, (load(x + i) - k.mean) * k.scale + k.shift);
+          },
+          [=](int64_t i, int64_t channel) { y[i] = put<E>(one(i, channel)); });
+      return;
+    }
+    map_tiles(
         shape, block,
-        [=](int64_t column) {
-          const T* const at = coefficients + column;
-          return Held{load(at), load(at + shape.width), load(at + 2 * shape.width)};
+        [=, &shape, &tail](int64_t i, int64_t rows) {
+          affine_rows(x + i, moved(residual, i), scratch.tile, rows, shape.width, mean, scale,
+                      shift);
+          activate(tail, scratch.tile, y + i, rows * shape.width);
         },
-        [=](int64_t i, const Held& k) { store(y + i, (load(x + i) - k.mean) * k.scale + k.shift); },
-        [=](int64_t i, int64_t channel) {
-          const T* const at = coefficients + channel;
-          y[i] = put<E>((get(x[i]) - at[0]) * at[shape.width] + at[2 * shape.width]);
+        [=, &tail](int64_t i, int64_t channel) {
+          T z = one(i, channel);
+          if (residual != nullptr) z += get(residual[i]);
+          activate(tail, &z, y + i, 1);
         });
   }
 
   // dx = a * g + b * (x - mean) + c
-  static INLINE void map_backward(const Rows& shape, const E* g, const E* x, E* dx, int64_t block,
+  template <class Gradient>
+  static INLINE void map_backward(const Rows& shape, Gradient g, const E* x, E* dx, int64_t block,
                                   const T* coefficients) {
     struct Held {
       Vec<T> mean, a, b, c;
@@ -144,24 +177,29 @@ struct Of {
           return Held{load(at), load(at + shape.width), load(at + 2 * shape.width),
                       load(at + 3 * shape.width)};
         },
-        [=](int64_t i, const Held& k) {
-          store(dx + i, load(g + i) * k.a + ((load(x + i) - k.mean) * k.b + k.c));
+        [&](int64_t i, int64_t rows) { g.prepare(i, rows); },
+        [&](int64_t i, const Held& k) {
+          fetch_ahead(x + i);
+          g.fetch_ahead(i);
+          fetch_ahead_for_writing(dx + i);
+          store(dx + i, load(g.at(i)) * k.a + ((load(x + i) - k.mean) * k.b + k.c));
         },
-        [=](int64_t i, int64_t channel) {
+        [&](int64_t i, int64_t channel) {
           const T* const at = coefficients + channel;
-          dx[i] = put<E>(get(g[i]) * at[shape.width] +
+          dx[i] = put<E>(g.one(i, channel) * at[shape.width] +
                          ((get(x[i]) - at[0]) * at[2 * shape.width] + at[3 * shape.width]));
         });
   }
 
   template <class Finish, class Map>
   static INLINE int32_t visit_moments(const ThreadPool& pool, const Grid& grid, const void* x,
-                                      double* mean, double* var, Finish finish, Map map) {
+                                      double* mean, double* var, bool with_tile, Finish finish,
+                                      Map map) {
     if (no_elements(grid, mean, var, __builtin_nan(""))) return MOMENTNORM_OK;
     const Rows shape(grid.channels, grid.size);
     return visit_rows(
-        pool, grid, shape,
-        [&](int64_t sample, int64_t block, double* partial, Scratch<T> scratch) {
+        pool, grid, shape, with_tile,
+        [&](int64_t sample, int64_t block, double* partial, const Scratch<T>& scratch) {
           moments_of_block(in(x) + element(shape, sample, block), shape, block, partial,
                            partial + shape.channels, scratch);
         },
@@ -183,23 +221,61 @@ struct Of {
             finish(shape, plane, channel, coefficients);
           }
         },
-        [&](int64_t sample, int64_t block, const T* coefficients) {
-          map(shape, element(shape, sample, block), block, coefficients);
+        [&](int64_t sample, int64_t block, const T* coefficients, const Scratch<T>& scratch) {
+          map(shape, sample, block, coefficients, scratch);
         });
   }
 
-  template <class Finish, class Map>
-  static INLINE int32_t visit_gradient(const ThreadPool& pool, const Grid& grid,
-                                       const void* gradient, const void* x, const double* mean,
-                                       double* sums, double* weighted_sums, Finish finish,
-                                       Map map) {
+  // How to come to the gradient of a block: from memory, ...
+  struct FromMemory {
+    static constexpr bool kPlain = true;
+    const E* g;
+    INLINE GivenRows<E> operator()(const Rows& shape, int64_t sample, int64_t block, void*,
+                                   const Scratch<T>&) const {
+      return {g + element(shape, sample, block)};
+    }
+  };
+  // ... or from there through a tail.
+  struct FromTail {
+    static constexpr bool kPlain = false;
+    const Tail& tail;
+    const E *g, *x;
+    const double *mean, *scale, *shift;
+    INLINE ThroughRows<E> operator()(const Rows& shape, int64_t sample, int64_t block, void* copy,
+                                     const Scratch<T>& scratch) const {
+      for (int64_t column = 0; column < shape.width; ++column) {
+        const int64_t plane = sample * shape.channels + column % shape.channels;
+        const Split<T> centre(mean[plane]);
+        scratch.mean[column] = centre.high;
+        scratch.scale[column] = T(scale[plane]);
+        scratch.shift[column] = T(shift[plane] - centre.rest * scale[plane]);
+      }
+      const int64_t at = element(shape, sample, block);
+      return {tail,        g + at,  x + at, moved(in(tail.residual), at), moved(out(copy), at),
+              shape.width, scratch, 0};
+    }
+  };
+  template <class Body>
+  static INLINE int32_t with_gradient(const Tail& tail, const void* g, const void* x,
+                                      const double* mean, const double* scale, const double* shift,
+                                      const void* z_gradient, Body body) {
+    if (through(tail, z_gradient)) {
+      return body(FromTail{tail, in(g), in(x), mean, scale, shift});
+    }
+    return body(FromMemory{in(g)});
+  }
+
+  template <class Gradient, class Finish, class Map>
+  static INLINE int32_t visit_gradient(const ThreadPool& pool, const Grid& grid, Gradient gradient,
+                                       const void* x, const double* mean, double* sums,
+                                       double* weighted_sums, Finish finish, Map map) {
     if (no_elements(grid, sums, weighted_sums, 0)) return MOMENTNORM_OK;
     const Rows shape(grid.channels, grid.size);
     return visit_rows(
-        pool, grid, shape,
-        [&](int64_t sample, int64_t block, double* partial, Scratch<T> scratch) {
-          const int64_t at = element(shape, sample, block);
-          gradient_sums_of_block(in(gradient) + at, in(x) + at, shape, block,
+        pool, grid, shape, !Gradient::kPlain,
+        [&](int64_t sample, int64_t block, double* partial, const Scratch<T>& scratch) {
+          auto g = gradient(shape, sample, block, nullptr, scratch);
+          gradient_sums_of_block(g, in(x) + element(shape, sample, block), shape, block,
                                  mean + sample * shape.channels, partial, partial + shape.channels,
                                  scratch);
         },
@@ -214,102 +290,131 @@ struct Of {
             finish(shape, plane, channel, coefficients);
           }
         },
-        [&](int64_t sample, int64_t block, const T* coefficients) {
-          map(shape, element(shape, sample, block), block, coefficients);
+        [&](int64_t sample, int64_t block, const T* coefficients, const Scratch<T>& scratch) {
+          map(shape, sample, block, coefficients, scratch);
         });
   }
 
+  // The maps of blocks, as the visits call them.
+  static INLINE auto map_forward_from(const Tail& tail, const void* x, void* y) {
+    return [=, &tail](const Rows& shape, int64_t sample, int64_t block, const T* coefficients,
+                      const Scratch<T>& scratch) {
+      const int64_t at = element(shape, sample, block);
+      map_forward(shape, tail, in(x) + at, moved(in(tail.residual), at), out(y) + at, block,
+                  coefficients, scratch);
+    };
+  }
+  template <class Gradient>
+  static INLINE auto map_backward_from(Gradient gradient, const void* x, void* dx,
+                                       void* z_gradient) {
+    return [=](const Rows& shape, int64_t sample, int64_t block, const T* coefficients,
+               const Scratch<T>& scratch) {
+      const int64_t at = element(shape, sample, block);
+      map_backward(shape, gradient(shape, sample, block, z_gradient, scratch), in(x) + at,
+                   out(dx) + at, block, coefficients);
+    };
+  }
+  static INLINE void no_finish(const Rows&, int64_t, int64_t, T*) {}
+  static INLINE void no_map(const Rows&, int64_t, int64_t, const T*, const Scratch<T>&) {}
+
   // Only the map, with coefficients from finish(shape, plane, channel, coefficients).
   template <class Finish, class Map>
-  static INLINE int32_t visit_map(const ThreadPool& pool, const Grid& grid, Finish finish,
-                                  Map map) {
+  static INLINE int32_t visit_map(const ThreadPool& pool, const Grid& grid, bool with_tile,
+                                  Finish finish, Map map) {
     if (grid.size == 0) return MOMENTNORM_OK;
     const Rows shape(grid.channels, grid.size);
     return visit_rows(
-        pool, grid, shape, [](int64_t, int64_t, double*, Scratch<T>) {},
+        pool, grid, shape, with_tile, [](int64_t, int64_t, double*, const Scratch<T>&) {},
         [](double*, const double*, int64_t) {},
         [&](int64_t sample, const double*, T* coefficients) {
           for (int64_t channel = 0; channel < shape.channels; ++channel) {
             finish(shape, sample * shape.channels + channel, channel, coefficients);
           }
         },
-        [&](int64_t sample, int64_t block, const T* coefficients) {
-          map(shape, element(shape, sample, block), block, coefficients);
+        [&](int64_t sample, int64_t block, const T* coefficients, const Scratch<T>& scratch) {
+          map(shape, sample, block, coefficients, scratch);
         });
   }
 
   static int32_t moments(const ThreadPool& pool, const Grid& grid, const void* x, double* mean,
                          double* var) {
-    return visit_moments(
-        pool, grid, x, mean, var, [](const Rows&, int64_t, int64_t, T*) {},
-        [](const Rows&, int64_t, int64_t, const T*) {});
+    return visit_moments(pool, grid, x, mean, var, false, no_finish, no_map);
   }
 
-  static int32_t apply(const ThreadPool& pool, const Grid& grid, const void* x, const double* mean,
-                       const double* scale, const double* shift, void* y) {
+  static int32_t apply(const ThreadPool& pool, const Grid& grid, const Tail& tail, const void* x,
+                       const double* mean, const double* scale, const double* shift, void* y) {
     return visit_map(
-        pool, grid,
+        pool, grid, !plain(tail),
         [=](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
           spread_forward(shape, coefficients, channel, mean[plane], scale[plane], shift[plane]);
         },
-        [=](const Rows& shape, int64_t at, int64_t block, const T* coefficients) {
-          map_forward(shape, in(x) + at, out(y) + at, block, coefficients);
-        });
+        map_forward_from(tail, x, y));
   }
 
-  static int32_t normalize(const ThreadPool& pool, const Grid& grid, const void* x,
-                           const void* weight, const void* bias, double eps, void* y, double* mean,
-                           double* var) {
+  static int32_t normalize(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+                           const void* x, const void* weight, const void* bias, double eps, void* y,
+                           double* mean, double* var) {
     return visit_moments(
-        pool, grid, x, mean, var,
+        pool, grid, x, mean, var, !plain(tail),
         [=, &grid](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
           const Forward k = forward(grid, weight, bias, plane, var[plane], eps);
           spread_forward(shape, coefficients, channel, mean[plane], k.scale, k.shift);
         },
-        [=](const Rows& shape, int64_t at, int64_t block, const T* coefficients) {
-          map_forward(shape, in(x) + at, out(y) + at, block, coefficients);
-        });
+        map_forward_from(tail, x, y));
   }
 
-  static int32_t gradient_sums(const ThreadPool& pool, const Grid& grid, const void* gradient,
-                               const void* x, const double* mean, double* sums,
+  static int32_t gradient_sums(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+                               const void* g, const void* x, const double* mean,
+                               const double* scale, const double* shift, double* sums,
                                double* weighted_sums) {
-    return visit_gradient(
-        pool, grid, gradient, x, mean, sums, weighted_sums,
-        [](const Rows&, int64_t, int64_t, T*) {}, [](const Rows&, int64_t, int64_t, const T*) {});
+    return with_gradient(tail, g, x, mean, scale, shift, nullptr, [&](auto gradient) {
+      return visit_gradient(pool, grid, gradient, x, mean, sums, weighted_sums, no_finish, no_map);
+    });
   }
 
-  static int32_t apply_gradient(const ThreadPool& pool, const Grid& grid, const void* gradient,
-                                const void* x, const double* mean, const double* a, const double* b,
-                                const double* c, void* dx) {
-    return visit_map(
-        pool, grid,
-        [=](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
-          spread_backward(shape, coefficients, channel, mean[plane], a[plane], b[plane], c[plane]);
-        },
-        [=](const Rows& shape, int64_t at, int64_t block, const T* coefficients) {
-          map_backward(shape, in(gradient) + at, in(x) + at, out(dx) + at, block, coefficients);
-        });
+  static int32_t apply_gradient(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+                                const void* g, const void* x, const double* mean,
+                                const double* scale, const double* shift, const double* a,
+                                const double* b, const double* c, void* dx, void* z_gradient) {
+    return with_gradient(tail, g, x, mean, scale, shift, z_gradient, [&](auto gradient) {
+      return visit_map(
+          pool, grid, !decltype(gradient)::kPlain,
+          [=](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
+            spread_backward(shape, coefficients, channel, mean[plane], a[plane], b[plane],
+                            c[plane]);
+          },
+          map_backward_from(gradient, x, dx, z_gradient));
+    });
   }
 
-  static int32_t normalize_backward(const ThreadPool& pool, const Grid& grid, const void* gradient,
-                                    const void* x, const double* mean, const double* var,
-                                    const void* weight, double eps, void* dx, double* sums,
+  static int32_t normalize_backward(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+                                    const void* g, const void* x, const double* mean,
+                                    const double* var, const void* weight, const void* bias,
+                                    double eps, void* dx, void* z_gradient, double* sums,
                                     double* weighted_sums) {
-    return visit_gradient(
-        pool, grid, gradient, x, mean, sums, weighted_sums,
-        [=, &grid](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
-          const Backward k =
-              backward(grid, weight, plane, var[plane], eps, sums[plane], weighted_sums[plane]);
-          spread_backward(shape, coefficients, channel, mean[plane], k.a, k.b, k.c);
-        },
-        [=](const Rows& shape, int64_t at, int64_t block, const T* coefficients) {
-          map_backward(shape, in(gradient) + at, in(x) + at, out(dx) + at, block, coefficients);
+    const PlaneMaps maps(grid, through(tail, z_gradient), weight, bias, var, eps);
+    if (!maps.good()) return MOMENTNORM_NO_MEMORY;
+    return with_gradient(
+        tail, g, x, mean, maps.scale.data, maps.shift.data, z_gradient, [&](auto gradient) {
+          return visit_gradient(
+              pool, grid, gradient, x, mean, sums, weighted_sums,
+              [=, &grid](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
+                const Backward k = backward(grid, weight, plane, var[plane], eps, sums[plane],
+                                            weighted_sums[plane]);
+                spread_backward(shape, coefficients, channel, mean[plane], k.a, k.b, k.c);
+              },
+              map_backward_from(gradient, x, dx, z_gradient));
         });
   }
 
   static constexpr Kernels table() {
-    return {moments, apply, normalize, gradient_sums, apply_gradient, normalize_backward};
+    return {moments,
+            apply,
+            normalize,
+            gradient_sums,
+            apply_gradient,
+            normalize_backward,
+            parameter_gradients};
   }
 };
 

@@ -1,6 +1,5 @@
 // The C ABI: picks the instruction set once, and forwards each call to its kernels.
 #include <string.h>
-#include <sys/mman.h>
 
 #include "kernels.h"
 
@@ -65,10 +64,13 @@ ThreadPool pool = {nullptr, nullptr};
 
 bool known(int32_t value, int32_t count) { return value >= 0 && value < count; }
 
-int32_t find_kernels(const Grid& grid, const Kernels** kernels) {
+constexpr Tail kPlain = {MOMENTNORM_IDENTITY, 0, nullptr};
+
+int32_t find_kernels(const Grid& grid, const Tail* tail, const Kernels** kernels) {
   if (choice.chosen == nullptr) return MOMENTNORM_NO_INSTRUCTION_SET;
   if (!known(grid.dtype, kDtypes) || !known(grid.parameters, kDtypes) ||
-      !known(grid.layout, kLayouts)) {
+      !known(grid.layout, kLayouts) ||
+      (tail != nullptr && !known(tail->activation, kActivations))) {
     return MOMENTNORM_UNKNOWN_GRID;
   }
   *kernels = &choice.chosen->kernels[grid.layout][grid.dtype];
@@ -100,49 +102,60 @@ void momentnorm_set_thread_pool(momentnorm_parallel_for parallel_for,
   pool = {parallel_for, thread_count};
 }
 
-void momentnorm_advise_fresh(void* memory, int64_t bytes) {
-  constexpr uintptr_t kHugePage = uintptr_t(1) << 21;
-  const uintptr_t begin = (uintptr_t(memory) + kHugePage - 1) & ~(kHugePage - 1);
-  const uintptr_t end = (uintptr_t(memory) + uintptr_t(bytes)) & ~(kHugePage - 1);
-  // Advice: where it is not taken, nothing is lost.
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-}
-
 // Each function: find the kernels, or say why there are none. No planes, no work.
-#define FORWARD(function, ...)                                   \
+#define FIND_KERNELS                                             \
   const Kernels* kernels = nullptr;                              \
-  const int32_t status = find_kernels(*grid, &kernels);          \
+  const int32_t status = find_kernels(*grid, tail, &kernels);    \
   if (status != MOMENTNORM_OK) return status;                    \
   if (grid->samples * grid->channels == 0) return MOMENTNORM_OK; \
-  return kernels->function(pool, *grid, __VA_ARGS__)
+  if (tail == nullptr) tail = &kPlain
 
 int32_t momentnorm_moments(const Grid* grid, const void* x, double* mean, double* var) {
-  FORWARD(moments, x, mean, var);
+  const Tail* tail = nullptr;
+  FIND_KERNELS;
+  return kernels->moments(pool, *grid, x, mean, var);
 }
 
-int32_t momentnorm_apply(const Grid* grid, const void* x, const double* mean, const double* scale,
-                         const double* shift, void* y) {
-  FORWARD(apply, x, mean, scale, shift, y);
+int32_t momentnorm_apply(const Grid* grid, const Tail* tail, const void* x, const double* mean,
+                         const double* scale, const double* shift, void* y) {
+  FIND_KERNELS;
+  return kernels->apply(pool, *grid, *tail, x, mean, scale, shift, y);
 }
 
-int32_t momentnorm_normalize(const Grid* grid, const void* x, const void* weight, const void* bias,
-                             double eps, void* y, double* mean, double* var) {
-  FORWARD(normalize, x, weight, bias, eps, y, mean, var);
+int32_t momentnorm_normalize(const Grid* grid, const Tail* tail, const void* x, const void* weight,
+                             const void* bias, double eps, void* y, double* mean, double* var) {
+  FIND_KERNELS;
+  return kernels->normalize(pool, *grid, *tail, x, weight, bias, eps, y, mean, var);
 }
 
-int32_t momentnorm_gradient_sums(const Grid* grid, const void* gradient, const void* x,
-                                 const double* mean, double* sums, double* weighted_sums) {
-  FORWARD(gradient_sums, gradient, x, mean, sums, weighted_sums);
+int32_t momentnorm_gradient_sums(const Grid* grid, const Tail* tail, const void* gradient,
+                                 const void* x, const double* mean, const double* scale,
+                                 const double* shift, double* sums, double* weighted_sums) {
+  FIND_KERNELS;
+  return kernels->gradient_sums(pool, *grid, *tail, gradient, x, mean, scale, shift, sums,
+                                weighted_sums);
 }
 
-int32_t momentnorm_apply_gradient(const Grid* grid, const void* gradient, const void* x,
-                                  const double* mean, const double* a, const double* b,
-                                  const double* c, void* dx) {
-  FORWARD(apply_gradient, gradient, x, mean, a, b, c, dx);
+int32_t momentnorm_apply_gradient(const Grid* grid, const Tail* tail, const void* gradient,
+                                  const void* x, const double* mean, const double* scale,
+                                  const double* shift, const double* a, const double* b,
+                                  const double* c, void* dx, void* z_gradient) {
+  FIND_KERNELS;
+  return kernels->apply_gradient(pool, *grid, *tail, gradient, x, mean, scale, shift, a, b, c, dx,
+                                 z_gradient);
 }
 
-int32_t momentnorm_normalize_backward(const Grid* grid, const void* gradient, const void* x,
-                                      const double* mean, const double* var, const void* weight,
-                                      double eps, void* dx, double* sums, double* weighted_sums) {
-  FORWARD(normalize_backward, gradient, x, mean, var, weight, eps, dx, sums, weighted_sums);
+int32_t momentnorm_normalize_backward(const Grid* grid, const Tail* tail, const void* gradient,
+                                      const void* x, const double* mean, const double* var,
+                                      const void* weight, const void* bias, double eps, void* dx,
+                                      void* z_gradient, void* dweight, void* dbias, double* sums,
+                                      double* weighted_sums) {
+  FIND_KERNELS;
+  const int32_t result =
+      kernels->normalize_backward(pool, *grid, *tail, gradient, x, mean, var, weight, bias, eps, dx,
+                                  z_gradient, sums, weighted_sums);
+  if (result == MOMENTNORM_OK) {
+    kernels->parameter_gradients(*grid, var, eps, sums, weighted_sums, dweight, dbias);
+  }
+  return result;
 }

@@ -15,26 +15,35 @@ struct ThreadPool {
 };
 
 using Grid = momentnorm_grid;
+using Tail = momentnorm_tail;
 
-// For one layout and one element type. Arguments and status follow momentnorm.h.
+// For one layout and one element type. Arguments and status follow momentnorm.h; a tail that is
+// null there is a plain one here, and normalize_backward and parameter_gradients are one there.
 struct Kernels {
   int32_t (*moments)(const ThreadPool&, const Grid&, const void* x, double* mean, double* var);
-  int32_t (*apply)(const ThreadPool&, const Grid&, const void* x, const double* mean,
+  int32_t (*apply)(const ThreadPool&, const Grid&, const Tail&, const void* x, const double* mean,
                    const double* scale, const double* shift, void* y);
-  int32_t (*normalize)(const ThreadPool&, const Grid&, const void* x, const void* weight,
-                       const void* bias, double eps, void* y, double* mean, double* var);
-  int32_t (*gradient_sums)(const ThreadPool&, const Grid&, const void* gradient, const void* x,
-                           const double* mean, double* sums, double* weighted_sums);
-  int32_t (*apply_gradient)(const ThreadPool&, const Grid&, const void* gradient, const void* x,
-                            const double* mean, const double* a, const double* b, const double* c,
-                            void* dx);
-  int32_t (*normalize_backward)(const ThreadPool&, const Grid&, const void* gradient, const void* x,
-                                const double* mean, const double* var, const void* weight,
-                                double eps, void* dx, double* sums, double* weighted_sums);
+  int32_t (*normalize)(const ThreadPool&, const Grid&, const Tail&, const void* x,
+                       const void* weight, const void* bias, double eps, void* y, double* mean,
+                       double* var);
+  int32_t (*gradient_sums)(const ThreadPool&, const Grid&, const Tail&, const void* gradient,
+                           const void* x, const double* mean, const double* scale,
+                           const double* shift, double* sums, double* weighted_sums);
+  int32_t (*apply_gradient)(const ThreadPool&, const Grid&, const Tail&, const void* gradient,
+                            const void* x, const double* mean, const double* scale,
+                            const double* shift, const double* a, const double* b, const double* c,
+                            void* dx, void* z_gradient);
+  int32_t (*normalize_backward)(const ThreadPool&, const Grid&, const Tail&, const void* gradient,
+                                const void* x, const double* mean, const double* var,
+                                const void* weight, const void* bias, double eps, void* dx,
+                                void* z_gradient, double* sums, double* weighted_sums);
+  void (*parameter_gradients)(const Grid&, const double* var, double eps, const double* sums,
+                              const double* weighted_sums, void* dweight, void* dbias);
 };
 
 constexpr int kDtypes = 4;   // indexed by momentnorm_dtype
 constexpr int kLayouts = 2;  // indexed by momentnorm_layout
+constexpr int kActivations = 7;
 
 struct InstructionSet {
   const char* name;

@@ -4,7 +4,8 @@
  * and contiguous in the order that `layout` names. What belongs to a plane (mean, var, scale, sums,
  * ...) is a contiguous double array of samples * channels values. weight and bias have one value
  * per channel, of the type `parameters`, and may be null (ones and zeros). An output may be the
- * same memory as x (or as gradient), element for element; otherwise outputs do not overlap inputs.
+ * same memory as x (or as gradient, or residual), element for element; otherwise outputs do not
+ * overlap inputs.
  *
  * The results are the same bits for any number of threads, any batch around a sample, and any
  * instruction set.
@@ -21,12 +22,12 @@
 extern "C" {
 #endif
 
-#define MOMENTNORM_ABI_VERSION 2
+#define MOMENTNORM_ABI_VERSION 3
 #define MOMENTNORM_EXPORT __attribute__((visibility("default")))
 
 enum momentnorm_status {
   MOMENTNORM_OK = 0,
-  MOMENTNORM_UNKNOWN_GRID = 1, /* a dtype or a layout without kernels */
+  MOMENTNORM_UNKNOWN_GRID = 1, /* a dtype, a layout or an activation without kernels */
   MOMENTNORM_NO_INSTRUCTION_SET = 2,
   MOMENTNORM_NO_MEMORY = 3,
 };
@@ -50,6 +51,24 @@ typedef struct momentnorm_grid {
   int32_t parameters; /* of weight and bias: like dtype, or float32 beside a half type */
   int32_t layout;
 } momentnorm_grid;
+
+enum momentnorm_activation {
+  MOMENTNORM_IDENTITY = 0,
+  MOMENTNORM_RELU = 1,
+  MOMENTNORM_LEAKY_RELU = 2,
+  MOMENTNORM_SILU = 3,
+  MOMENTNORM_GELU = 4, /* by the error function */
+  MOMENTNORM_TANH = 5,
+  MOMENTNORM_SIGMOID = 6,
+};
+
+/* What follows the affine map z of a call: y = activation(z + residual). Its gradients are
+ * computed again from x, not saved. A null pointer to this means y = z. */
+typedef struct momentnorm_tail {
+  int32_t activation;
+  double slope;         /* of the leaky ReLU, where z + residual <= 0 */
+  const void* residual; /* a feature map like x, or null */
+} momentnorm_tail;
 
 /* Of the header that this library was compiled with. */
 MOMENTNORM_EXPORT int32_t momentnorm_abi_version(void);
@@ -75,43 +94,56 @@ typedef int32_t (*momentnorm_thread_count)(uint32_t* count);
 MOMENTNORM_EXPORT void momentnorm_set_thread_pool(momentnorm_parallel_for parallel_for,
                                                   momentnorm_thread_count thread_count);
 
-/* Ask for huge pages under fresh memory of `bytes` bytes, where the system grants them: the page
- * faults of a large fresh output cost more than the arithmetic. Changes no contents, needs no
- * undoing, and does nothing for memory without a whole huge page in it. */
-MOMENTNORM_EXPORT void momentnorm_advise_fresh(void* memory, int64_t bytes);
+/* A new feature map of `dtype` as a DLPack tensor (a DLManagedTensor of device type CPU), contents
+ * unspecified; null if there is no memory, or none is to be kept. Its pages are kept when its owner
+ * deletes it, and serve the next output of about this size: the first touch of a page costs more
+ * than the normalization of its contents. Fresh memory is asked to lie on huge pages. */
+MOMENTNORM_EXPORT void* momentnorm_new_output(int32_t dimensions, const int64_t* shape,
+                                              const int64_t* strides, int32_t dtype, int64_t bytes);
+
+/* How many bytes are kept at the moment, and at most: of the blocks beyond the limit, the oldest go
+ * back to the system. At first the limit is a sixteenth of the machine's memory. */
+MOMENTNORM_EXPORT int64_t momentnorm_kept_memory(void);
+MOMENTNORM_EXPORT void momentnorm_limit_kept_memory(int64_t bytes);
 
 /* mean, var = moments of each plane; var is divided by size. Planes of no elements give NaN. */
 MOMENTNORM_EXPORT int32_t momentnorm_moments(const momentnorm_grid* grid, const void* x,
                                              double* mean, double* var);
 
-/* y = (x - mean) * scale + shift */
-MOMENTNORM_EXPORT int32_t momentnorm_apply(const momentnorm_grid* grid, const void* x,
-                                           const double* mean, const double* scale,
+/* y = activation((x - mean) * scale + shift + residual) */
+MOMENTNORM_EXPORT int32_t momentnorm_apply(const momentnorm_grid* grid, const momentnorm_tail* tail,
+                                           const void* x, const double* mean, const double* scale,
                                            const double* shift, void* y);
 
-/* Both in one visit of each plane: y = (x - mean) * weight / sqrt(var + eps) + bias */
-MOMENTNORM_EXPORT int32_t momentnorm_normalize(const momentnorm_grid* grid, const void* x,
+/* Both in one visit of each plane, with scale = weight / sqrt(var + eps) and shift = bias. */
+MOMENTNORM_EXPORT int32_t momentnorm_normalize(const momentnorm_grid* grid,
+                                               const momentnorm_tail* tail, const void* x,
                                                const void* weight, const void* bias, double eps,
                                                void* y, double* mean, double* var);
 
-/* sums = sum(gradient), weighted_sums = sum(gradient * (x - mean)), over each plane */
+/* sums = sum(g), weighted_sums = sum(g * (x - mean)) over each plane, where g is the gradient of z:
+ * of the given gradient of y through the activation. Without a tail g is the given one, and scale
+ * and shift may be null. */
 MOMENTNORM_EXPORT int32_t momentnorm_gradient_sums(const momentnorm_grid* grid,
+                                                   const momentnorm_tail* tail,
                                                    const void* gradient, const void* x,
-                                                   const double* mean, double* sums,
+                                                   const double* mean, const double* scale,
+                                                   const double* shift, double* sums,
                                                    double* weighted_sums);
 
-/* dx = a * gradient + b * (x - mean) + c */
-MOMENTNORM_EXPORT int32_t momentnorm_apply_gradient(const momentnorm_grid* grid,
-                                                    const void* gradient, const void* x,
-                                                    const double* mean, const double* a,
-                                                    const double* b, const double* c, void* dx);
+/* dx = a * g + b * (x - mean) + c. With a tail, z_gradient = g, unless it is null. */
+MOMENTNORM_EXPORT int32_t momentnorm_apply_gradient(
+    const momentnorm_grid* grid, const momentnorm_tail* tail, const void* gradient, const void* x,
+    const double* mean, const double* scale, const double* shift, const double* a, const double* b,
+    const double* c, void* dx, void* z_gradient);
 
-/* The backward of momentnorm_normalize in one visit of each plane: dx and both sums. */
-MOMENTNORM_EXPORT int32_t momentnorm_normalize_backward(const momentnorm_grid* grid,
-                                                        const void* gradient, const void* x,
-                                                        const double* mean, const double* var,
-                                                        const void* weight, double eps, void* dx,
-                                                        double* sums, double* weighted_sums);
+/* The backward of momentnorm_normalize in one visit of each plane: all of the above, and
+ * dweight = sum(weighted_sums / sqrt(var + eps)), dbias = sum(sums) over the samples, one value for
+ * each channel, of the type `parameters`. */
+MOMENTNORM_EXPORT int32_t momentnorm_normalize_backward(
+    const momentnorm_grid* grid, const momentnorm_tail* tail, const void* gradient, const void* x,
+    const double* mean, const double* var, const void* weight, const void* bias, double eps,
+    void* dx, void* z_gradient, void* dweight, void* dbias, double* sums, double* weighted_sums);
 
 #ifdef __cplusplus
 }

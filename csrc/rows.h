@@ -54,13 +54,88 @@ INLINE void each_columns(int64_t width, Body body) {
   for (; column < width; column += kWidth<T>) body(column, Vecs<1>{});
 }
 
-// sums[0], sums[1] += two sums down each column. terms(i, column, one, other) gives the terms of
-// the register of elements at i, exact(i, column, one, other) those of kDoubles elements in double.
-template <class T, class Fast, class Exact>
-INLINE void add_rows(const Rows& shape, int64_t rows, double* first, double* second, Fast fast,
-                     Exact exact) {
+// What a thread needs to work on a block: two sums and an origin for each column; and where there
+// is a tail, its affine map for each column, and a tile of z.
+template <class T>
+struct Scratch {
+  double *first, *second;
+  T *origin, *mean, *scale, *shift, *tile;
+};
+
+// z = (x - mean) * scale + shift + residual over some whole rows, into `z`; residual may be null.
+template <class E>
+INLINE void affine_rows(const E* x, const E* residual, Compute<E>* z, int64_t rows, int64_t width,
+                        const Compute<E>* mean, const Compute<E>* scale, const Compute<E>* shift) {
+  using T = Compute<E>;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < width; column += kWidth<T>) {
+      const int64_t i = row * width + column;
+      Vec<T> value =
+          (load(x + i) - load(mean + column)) * load(scale + column) + load(shift + column);
+      if (residual != nullptr) value += load(residual + i);
+      store(z + i, value);
+    }
+  }
+}
+
+// The memory never waits for the arithmetic: what is read or written this many bytes later is
+// brought into the first level cache.
+constexpr int64_t kAhead = 8192;
+template <class E>
+INLINE void fetch_ahead(const E* operand) {
+  __builtin_prefetch(reinterpret_cast<const char*>(operand) + kAhead, 0, 3);
+}
+template <class E>
+INLINE void fetch_ahead_for_writing(E* result) {
+  __builtin_prefetch(reinterpret_cast<char*>(result) + kAhead, 1, 3);
+}
+
+// Where the gradient of a block comes from, some rows at a time: from memory, ...
+template <class E>
+struct GivenRows {
+  const E* g;
+  INLINE void prepare(int64_t, int64_t) const {}
+  INLINE void fetch_ahead(int64_t i) const { MOMENTNORM_NAMESPACE::fetch_ahead(g + i); }
+  INLINE const E* at(int64_t i) const { return g + i; }
+  INLINE Compute<E> one(int64_t i, int64_t) const { return get(g[i]); }
+};
+// ... or from there through a tail.
+template <class E>
+struct ThroughRows {
+  const Tail& tail;
+  const E *g, *x, *residual;
+  E* copy;  // of this gradient, or null
+  int64_t width;
+  Scratch<Compute<E>> scratch;
+  int64_t begin = 0;
+
+  INLINE void prepare(int64_t i, int64_t rows) {
+    begin = i;
+    affine_rows(x + i, moved(residual, i), scratch.tile, rows, width, scratch.mean, scratch.scale,
+                scratch.shift);
+    activation_gradient(tail, scratch.tile, g + i, moved(copy, i), rows * width);
+  }
+  INLINE void fetch_ahead(int64_t) const {}
+  INLINE const Compute<E>* at(int64_t i) const { return scratch.tile + (i - begin); }
+  // Of one element, behind the last whole row.
+  INLINE Compute<E> one(int64_t i, int64_t channel) const {
+    Compute<E> z =
+        (get(x[i]) - scratch.mean[channel]) * scratch.scale[channel] + scratch.shift[channel];
+    if (residual != nullptr) z += get(residual[i]);
+    activation_gradient(tail, &z, g + i, moved(copy, i), 1);
+    return z;
+  }
+};
+
+// first, second += two sums down each column. fast(i, column, one, other) gives the terms of the
+// register of elements at i, exact(i, column, one, other) those of kDoubles elements in double.
+// prepare(i, n) comes before the terms of the n rows from i on.
+template <class T, class Prepare, class Fast, class Exact>
+INLINE void add_rows(const Rows& shape, int64_t rows, double* first, double* second,
+                     Prepare prepare, Fast fast, Exact exact) {
   int64_t row = 0;
   for (; row + Rows::kTile <= rows; row += Rows::kTile) {
+    prepare(row * shape.width, Rows::kTile);
     each_columns<T>(shape.width, [&](int64_t column, auto together) {
       constexpr int kVecs = decltype(together)::kCount;
       Vec<T> sums[2][kVecs] = {};
@@ -87,6 +162,7 @@ INLINE void add_rows(const Rows& shape, int64_t rows, double* first, double* sec
     });
   }
   for (; row < rows; ++row) {
+    prepare(row * shape.width, 1);
     for (int64_t column = 0; column < shape.width; column += kDoubles) {
       Doubles one, other;
       exact(row * shape.width + column, column, one, other);
@@ -128,13 +204,6 @@ inline Partial exact_moments(const E* x, int64_t channels, int64_t pixels) {
   return {double(pixels), first + offset, m2 < 0 ? 0 : m2};
 }
 
-// What a thread needs to work on a block: two sums and an origin for each column.
-template <class T>
-struct Scratch {
-  double *first, *second;
-  T* origin;
-};
-
 // mean[channel], m2[channel] of a block.
 template <class E>
 INLINE void moments_of_block(const E* x, const Rows& shape, int64_t block, double* mean, double* m2,
@@ -143,13 +212,15 @@ INLINE void moments_of_block(const E* x, const Rows& shape, int64_t block, doubl
   const int64_t rows = shape.rows(block), pixels = shape.pixels_in(block);
   double *const sums = scratch.first, *const squares = scratch.second;
   T* const origin = scratch.origin;
-  if (rows > 0) {
-    origins(x, shape, rows, origin);
+  if (rows > 0) origins(x, shape, rows, origin);
+  // An origin far from the mean costs digits: the mean that it led to is a better one.
+  for (int attempt = 0; rows > 0 && attempt < 2; ++attempt) {
     memset(sums, 0, size_t(shape.width) * sizeof(double));
     memset(squares, 0, size_t(shape.width) * sizeof(double));
     add_rows<T>(
-        shape, rows, sums, squares,
+        shape, rows, sums, squares, [](int64_t, int64_t) {},
         [&](int64_t i, int64_t column, Vec<T>& one, Vec<T>& other) {
+          fetch_ahead(x + i);
           one = load(x + i) - load(origin + column);
           other = one * one;
         },
@@ -157,6 +228,15 @@ INLINE void moments_of_block(const E* x, const Rows& shape, int64_t block, doubl
           one = load_doubles(x + i) - load_doubles(origin + column);
           other = one * one;
         });
+    bool far = false;
+    for (int64_t column = 0; column < shape.width; ++column) {
+      // offset^2 * rows > kFar * m2, where m2 = squares - offset^2 * rows
+      far |= sums[column] * sums[column] * (1 + kFar) > kFar * squares[column] * double(rows);
+    }
+    if (!far || attempt > 0) break;
+    for (int64_t column = 0; column < shape.width; ++column) {
+      origin[column] += T(sums[column] / double(rows));
+    }
   }
   for (int64_t channel = 0; channel < shape.channels; ++channel) {
     bool good = true;
@@ -187,8 +267,8 @@ INLINE void moments_of_block(const E* x, const Rows& shape, int64_t block, doubl
 }
 
 // plain[channel], weighted[channel] of a block: sum(g) and sum(g * (x - mean)).
-template <class E>
-INLINE void gradient_sums_of_block(const E* g, const E* x, const Rows& shape, int64_t block,
+template <class Gradient, class E>
+INLINE void gradient_sums_of_block(Gradient& g, const E* x, const Rows& shape, int64_t block,
                                    const double* mean, double* plain, double* weighted,
                                    Scratch<Compute<E>> scratch) {
   using T = Compute<E>;
@@ -200,13 +280,15 @@ INLINE void gradient_sums_of_block(const E* g, const E* x, const Rows& shape, in
   memset(scratch.first, 0, size_t(shape.width) * sizeof(double));
   memset(scratch.second, 0, size_t(shape.width) * sizeof(double));
   add_rows<T>(
-      shape, rows, scratch.first, scratch.second,
+      shape, rows, scratch.first, scratch.second, [&](int64_t i, int64_t n) { g.prepare(i, n); },
       [&](int64_t i, int64_t column, Vec<T>& one, Vec<T>& other) {
-        one = load(g + i);
+        fetch_ahead(x + i);
+        g.fetch_ahead(i);
+        one = load(g.at(i));
         other = one * (load(x + i) - load(high + column));
       },
       [&](int64_t i, int64_t column, Doubles& one, Doubles& other) {
-        one = load_doubles(g + i);
+        one = load_doubles(g.at(i));
         other = one * (load_doubles(x + i) - load_doubles(high + column));
       });
   for (int64_t channel = 0; channel < shape.channels; ++channel) {
@@ -214,8 +296,9 @@ INLINE void gradient_sums_of_block(const E* g, const E* x, const Rows& shape, in
     auto add = [&](int64_t from) {
       for (int64_t pixel = from; pixel < pixels; ++pixel) {
         const int64_t i = pixel * shape.channels + channel;
-        sum += double(get(g[i]));
-        products += double(get(g[i])) * (double(get(x[i])) - double(high[channel]));
+        const double term = double(g.one(i, channel));
+        sum += term;
+        products += term * (double(get(x[i])) - double(high[channel]));
       }
     };
     for (int64_t column = channel; column < shape.width; column += shape.channels) {
@@ -232,29 +315,41 @@ INLINE void gradient_sums_of_block(const E* g, const E* x, const Rows& shape, in
   }
 }
 
-// map(i, column, vector?) over a block: tile by tile, so that memory is read in order while the
-// coefficients of a few columns stay in registers. coefficients(column) loads them, and
-// result(i, coefficients) computes and stores a register, single(i, channel) one element.
-template <class T, class Coefficients, class Result, class Single>
-INLINE void map_rows(const Rows& shape, int64_t block, Coefficients coefficients, Result result,
-                     Single single) {
+// Over a block: tile(i, n) for the n rows from element i on, 16 rows at most, and single(i,
+// channel) for each element behind the last whole row.
+template <class Tile, class Single>
+INLINE void map_tiles(const Rows& shape, int64_t block, Tile tile, Single single) {
   const int64_t rows = shape.rows(block);
-  for (int64_t tile = 0; tile < rows; tile += Rows::kTile) {
-    const int64_t end = tile + Rows::kTile < rows ? tile + Rows::kTile : rows;
-    each_columns<T>(shape.width, [&](int64_t column, auto together) {
-      constexpr int kVecs = decltype(together)::kCount;
-      decltype(coefficients(column)) held[kVecs];
-      for (int v = 0; v < kVecs; ++v) held[v] = coefficients(column + v * kWidth<T>);
-      for (int64_t row = tile; row < end; ++row) {
-        for (int v = 0; v < kVecs; ++v) {
-          result(row * shape.width + column + v * kWidth<T>, held[v]);
-        }
-      }
-    });
+  for (int64_t row = 0; row < rows; row += Rows::kTile) {
+    tile(row * shape.width, row + Rows::kTile < rows ? Rows::kTile : rows - row);
   }
   for (int64_t i = rows * shape.width; i < shape.pixels_in(block) * shape.channels; ++i) {
     single(i, i % shape.channels);
   }
+}
+
+// The same by registers: a tile at a time, so that memory is read in order while the coefficients
+// of a few columns stay in registers. coefficients(column) loads them, and result(i, coefficients)
+// computes and stores a register. prepare(i, n) comes before the n rows from i on.
+template <class T, class Coefficients, class Prepare, class Result, class Single>
+INLINE void map_rows(const Rows& shape, int64_t block, Coefficients coefficients, Prepare prepare,
+                     Result result, Single single) {
+  map_tiles(
+      shape, block,
+      [&](int64_t begin, int64_t rows) {
+        prepare(begin, rows);
+        each_columns<T>(shape.width, [&](int64_t column, auto together) {
+          constexpr int kVecs = decltype(together)::kCount;
+          decltype(coefficients(column)) held[kVecs];
+          for (int v = 0; v < kVecs; ++v) held[v] = coefficients(column + v * kWidth<T>);
+          for (int64_t row = 0; row < rows; ++row) {
+            for (int v = 0; v < kVecs; ++v) {
+              result(begin + row * shape.width + column + v * kWidth<T>, held[v]);
+            }
+          }
+        });
+      },
+      single);
 }
 
 }  // namespace MOMENTNORM_NAMESPACE

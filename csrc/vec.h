@@ -122,12 +122,17 @@ INLINE Some<float, count> widen(const BFloat16* source) {
   return same_bits<Some<float, count>>(Bits(widen_words<count>(source) << 16));
 }
 template <int count>
-INLINE void narrow(BFloat16* target, Some<float, count> values) {
+INLINE Some<uint32_t, count> round_bfloat16(Some<float, count> values) {
   typedef Some<uint32_t, count> Bits;
   const Bits bits = same_bits<Bits>(values);
-  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const Bits result = values != values ? Bits{} + 0x7fc0 : rounded;  // not a number
-  const auto halves = __builtin_convertvector(result, Some<uint16_t, count>);
+  const Bits rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return values != values ? Bits{} + 0x7fc00000 : rounded;  // not a number
+}
+template <int count>
+INLINE void narrow(BFloat16* target, Some<float, count> values) {
+  typedef Some<uint32_t, count> Bits;
+  const Bits words = round_bfloat16<count>(values) >> 16;
+  const auto halves = __builtin_convertvector(words, Some<uint16_t, count>);
   memcpy(target, &halves, sizeof halves);
 }
 
@@ -217,10 +222,100 @@ INLINE void store(E* target, Vec<Compute<E>> values) {
   narrow<kWidth<Compute<E>>>(target, values);
 }
 
+// Left to itself, the compiler converts half a register at a time here, too.
+INLINE Doubles to_doubles(Some<double, kDoubles> values) { return values; }
+INLINE Doubles to_doubles(Some<float, kDoubles> values) {
+#if defined(__AVX512F__)
+  return (Doubles)_mm512_maskz_cvtps_pd(0xff, (__m256)values);
+#elif defined(__AVX2__)
+  return (Doubles)_mm256_cvtps_pd((__m128)values);
+#else
+  return __builtin_convertvector(values, Doubles);
+#endif
+}
+
+// Two registers that are loaded and stored together.
+template <class T>
+struct Two {
+  Vec<T> first, second;
+
+  INLINE Two& operator+=(const Two& other) {
+    first += other.first, second += other.second;
+    return *this;
+  }
+};
+template <class T>
+INLINE Two<T> operator+(const Two<T>& a, const Two<T>& b) {
+  return {a.first + b.first, a.second + b.second};
+}
+template <class T>
+INLINE Two<T> operator*(const Two<T>& a, const Two<T>& b) {
+  return {a.first * b.first, a.second * b.second};
+}
+template <class T>
+INLINE Two<T> operator+(const Two<T>& a, T b) {
+  return {a.first + b, a.second + b};
+}
+template <class T>
+INLINE Two<T> operator-(const Two<T>& a, T b) {
+  return {a.first - b, a.second - b};
+}
+template <class T>
+INLINE Two<T> operator*(const Two<T>& a, T b) {
+  return {a.first * b, a.second * b};
+}
+
+// Whether Two are the even and the odd of neighbours, rather than two runs. Of bfloat16 this leaves
+// every element in its place of the register, which is twice as fast as widening a run.
+template <class E>
+constexpr bool kInterleaved = false;
+template <>
+constexpr bool kInterleaved<BFloat16> = true;
+
+// Where the elements of Two are: 2 * kWidth neighbours from `first` on, or two runs of kWidth.
+struct Places {
+  int64_t first, second;
+};
+// The `vec`-th Two of 2 * kLanes elements from `begin` on.
+template <class T, bool interleaved>
+INLINE Places places(int64_t begin, int vec) {
+  if (interleaved) return {begin + 2 * vec * kWidth<T>, begin + (2 * vec + 1) * kWidth<T>};
+  return {begin + vec * kWidth<T>, begin + kLanes + vec * kWidth<T>};
+}
+template <class T>
+INLINE Places neighbours(int64_t begin) {
+  return {begin, begin + kWidth<T>};
+}
+
+template <bool interleaved, class E>
+INLINE Two<Compute<E>> load_two(const E* source, Places at) {
+  if constexpr (interleaved) {
+    typedef Some<uint32_t, kWidth<float>> Bits;
+    const Bits words = load_as_is<Bits>(source + at.first);
+    return {same_bits<Vec<float>>(Bits(words << 16)),
+            same_bits<Vec<float>>(Bits(words & 0xffff0000))};
+  } else {
+    return {load(source + at.first), load(source + at.second)};
+  }
+}
+template <class E>
+INLINE void store_two(E* target, Places at, Two<Compute<E>> values) {
+  if constexpr (kInterleaved<E>) {
+    typedef Some<uint32_t, kWidth<float>> Bits;
+    const Bits even = round_bfloat16<kWidth<float>>(values.first);
+    const Bits odd = round_bfloat16<kWidth<float>>(values.second);
+    const Bits words = (even >> 16) | (odd & 0xffff0000);
+    memcpy(target + at.first, &words, sizeof words);
+  } else {
+    store(target + at.first, values.first);
+    store(target + at.second, values.second);
+  }
+}
+
 // kDoubles elements, as doubles.
 template <class E>
 INLINE Doubles load_doubles(const E* source) {
-  return __builtin_convertvector(widen<kDoubles>(source), Doubles);
+  return to_doubles(widen<kDoubles>(source));
 }
 
 // One element.
@@ -235,6 +330,18 @@ INLINE E put(Compute<E> value) {
   return element;
 }
 
+// Adds the upper half of a vector to the lower, until one number is left.
+template <int count>
+INLINE double fold(Some<double, count> lanes) {
+  if constexpr (count == 1) {
+    return lanes[0];
+  } else {
+    Some<double, count / 2> halves[2];
+    memcpy(halves, &lanes, sizeof lanes);
+    return fold<count / 2>(halves[0] + halves[1]);
+  }
+}
+
 // One sum in kLanes lanes.
 struct Lanes {
   Doubles registers[kRegisters] = {};
@@ -246,12 +353,7 @@ struct Lanes {
     for (int half = kRegisters / 2; half > 0; half /= 2) {
       for (int r = 0; r < half; ++r) sums[r] += sums[r + half];
     }
-    double lanes[kDoubles];
-    memcpy(lanes, sums, sizeof lanes);
-    for (int half = kDoubles / 2; half > 0; half /= 2) {
-      for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
-    }
-    return lanes[0];
+    return fold<kDoubles>(sums[0]);
   }
 };
 

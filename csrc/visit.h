@@ -37,11 +37,21 @@ INLINE bool few_planes(const ThreadPool& pool, int64_t planes, int64_t size) {
   return ceil_div(planes, threads) * threads * 8 > planes * 9;
 }
 
-// reduce(plane, begin, count) -> Result; fold(Result& into, Result); finish(plane, Result);
-// map(plane, begin, count). Result is a plain struct.
-template <class Result, class Reduce, class Fold, class Finish, class Map>
-INLINE void visit(const ThreadPool& pool, int64_t planes, int64_t size, Reduce reduce, Fold fold,
-                  Finish finish, Map map) {
+// How many small planes are reduced before they are mapped: a plane's sums take a while to come to
+// an end, and the processor needs other work meanwhile.
+constexpr int kTogether = 16;
+INLINE int64_t together(int64_t size) {
+  const int64_t planes = size > 0 ? 4096 / size : 1;
+  return planes < 1 ? 1 : planes > kTogether ? kTogether : planes;
+}
+
+// prepare(plane, begin, count) -> Origin; reduce(plane, begin, count, Origin) -> Result;
+// fold(Result& into, Result); finish(plane, Result); map(plane, begin, count). Origin and Result
+// are plain.
+template <class Origin, class Result, class Prepare, class Reduce, class Fold, class Finish,
+          class Map>
+INLINE void visit(const ThreadPool& pool, int64_t planes, int64_t size, Prepare prepare,
+                  Reduce reduce, Fold fold, Finish finish, Map map) {
   const int64_t blocks = ceil_div(size, kBlock);
   auto length = [=](int64_t block) {
     const int64_t rest = size - block * kBlock;
@@ -52,15 +62,24 @@ INLINE void visit(const ThreadPool& pool, int64_t planes, int64_t size, Reduce r
     partial = static_cast<Result*>(malloc(size_t(planes * blocks) * sizeof(Result)));
   }
   if (partial == nullptr) {
+    const int64_t most = together(size);
     parallel(pool, planes, ceil_div(kGrain, size), [&](int64_t begin, int64_t end) {
-      for (int64_t plane = begin; plane < end; ++plane) {
-        Result result = reduce(plane, 0, length(0));
-        for (int64_t block = 1; block < blocks; ++block) {
-          fold(result, reduce(plane, block * kBlock, length(block)));
+      for (int64_t first = begin; first < end; first += most) {
+        const int64_t last = first + most < end ? first + most : end;
+        Origin origins[kTogether];
+        for (int64_t i = 0; i < last - first; ++i) origins[i] = prepare(first + i, 0, length(0));
+        for (int64_t plane = first; plane < last; ++plane) {
+          Result result = reduce(plane, 0, length(0), origins[plane - first]);
+          for (int64_t block = 1; block < blocks; ++block) {
+            const int64_t begin = block * kBlock, count = length(block);
+            fold(result, reduce(plane, begin, count, prepare(plane, begin, count)));
+          }
+          finish(plane, result);
         }
-        finish(plane, result);
-        for (int64_t block = 0; block < blocks; ++block) {
-          map(plane, block * kBlock, length(block));
+        for (int64_t plane = first; plane < last; ++plane) {
+          for (int64_t block = 0; block < blocks; ++block) {
+            map(plane, block * kBlock, length(block));
+          }
         }
       }
     });
@@ -69,7 +88,8 @@ INLINE void visit(const ThreadPool& pool, int64_t planes, int64_t size, Reduce r
   parallel(pool, planes * blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i % blocks;
-      partial[i] = reduce(i / blocks, block * kBlock, length(block));
+      const int64_t plane = i / blocks, from = block * kBlock, count = length(block);
+      partial[i] = reduce(plane, from, count, prepare(plane, from, count));
     }
   });
   for (int64_t plane = 0; plane < planes; ++plane) {

@@ -1,7 +1,7 @@
 // Checks every kernel on every instruction set against long double arithmetic: element types,
-// layouts, sizes around the vector and block widths, odd addresses, thread counts. It is meant to
-// run under the sanitizers, so every buffer is a heap block of just the size that the call may
-// touch.
+// layouts, activations, sizes around the vector and block widths, odd addresses, thread counts. It
+// is meant to run under the sanitizers, so every buffer is a heap block of just the size that the
+// call may touch.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -119,9 +119,33 @@ bool near(E got, long double wanted, long double scale) {
                       (sizeof(E) == 2 ? kRounding<E> * 1.01L * std::fabs(wanted) + smallest : 0);
 }
 
+struct Activated {
+  long double value, slope;
+};
+Activated activated(const momentnorm_tail& tail, long double z) {
+  const long double s = 1 / (1 + std::exp(-z)), t = std::tanh(z);
+  const long double phi = std::erfc(-z * std::sqrt(0.5L)) / 2;
+  switch (tail.activation) {
+    case MOMENTNORM_RELU:
+      return {z > 0 ? z : 0, z > 0 ? 1.0L : 0};
+    case MOMENTNORM_LEAKY_RELU:
+      return {z > 0 ? z : z * (long double)tail.slope, z > 0 ? 1 : (long double)tail.slope};
+    case MOMENTNORM_SILU:
+      return {z * s, s + z * s * (1 - s)};
+    case MOMENTNORM_GELU:
+      return {z * phi, phi + z * std::exp(-z * z / 2) / std::sqrt(2 * std::acos(-1.0L))};
+    case MOMENTNORM_TANH:
+      return {t, 1 - t * t};
+    case MOMENTNORM_SIGMOID:
+      return {s, s * (1 - s)};
+    default:
+      return {z, 1};
+  }
+}
+
 template <class E, class P>
 Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bool compare,
-            const std::string& label) {
+            int32_t activation, const std::string& label) {
   const int64_t channels = grid.channels, size = grid.size;
   const int64_t planes = grid.samples * channels, count = planes * size;
   // Where element i of plane p is.
@@ -145,11 +169,15 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
   const double eps = 1e-5;
   Results results;
 
-  check(momentnorm_normalize(&grid, x.data, w, bb, eps, y.data, mean.data(), var.data()) == 0,
+  check(momentnorm_normalize(&grid, nullptr, x.data, w, bb, eps, y.data, mean.data(), var.data()) ==
+            0,
         label + " status");
-  check(momentnorm_normalize_backward(&grid, g.data, x.data, mean.data(), var.data(), w, eps,
-                                      dx.data, sums.data(), weighted.data()) == 0,
+  Buffer<P> dweight(channels, offset), dbias(channels, offset);
+  check(momentnorm_normalize_backward(&grid, nullptr, g.data, x.data, mean.data(), var.data(), w,
+                                      bb, eps, dx.data, nullptr, dweight.data, dbias.data,
+                                      sums.data(), weighted.data()) == 0,
         label + " status");
+  results.add(dweight.data, channels), results.add(dbias.data, channels);
   results.add(y.data, count), results.add(dx.data, count);
   for (auto* values : {&mean, &var, &sums, &weighted}) results.add(values->data(), planes);
 
@@ -192,7 +220,8 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
       shift(planes), b(planes), c(planes);
   Buffer<E> y2(count, offset), dx2(count, offset);
   momentnorm_moments(&grid, x.data, mean2.data(), var2.data());
-  momentnorm_gradient_sums(&grid, g.data, x.data, mean.data(), sums2.data(), weighted2.data());
+  momentnorm_gradient_sums(&grid, nullptr, g.data, x.data, mean.data(), nullptr, nullptr,
+                           sums2.data(), weighted2.data());
   for (int64_t p = 0; p < planes; ++p) {
     const double rstd = 1 / std::sqrt(var[p] + eps);
     scale[p] = (affine ? double(weight.data[p % channels]) : 1) * rstd;
@@ -200,16 +229,67 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
     b[p] = -scale[p] * rstd * rstd * (weighted[p] / double(size));
     c[p] = -scale[p] * (sums[p] / double(size));
   }
-  momentnorm_apply(&grid, x.data, mean.data(), scale.data(), shift.data(), y2.data);
-  momentnorm_apply_gradient(&grid, g.data, x.data, mean.data(), scale.data(), b.data(), c.data(),
-                            dx2.data);
+  momentnorm_apply(&grid, nullptr, x.data, mean.data(), scale.data(), shift.data(), y2.data);
+  momentnorm_apply_gradient(&grid, nullptr, g.data, x.data, mean.data(), nullptr, nullptr,
+                            scale.data(), b.data(), c.data(), dx2.data, nullptr);
   check(mean == mean2 && var == var2 && sums == sums2 && weighted == weighted2 && y == y2 &&
             dx == dx2,
         label + " separate kernels");
 
-  // Over their own input.
-  momentnorm_normalize(&grid, x.data, w, bb, eps, x.data, mean2.data(), var2.data());
-  check(x == y, label + " in place");
+  // Through a tail: the gradient of z is an output that the other gradients are checked with.
+  Buffer<E> residual(count, offset), z_gradient(count, offset), z_gradient2(count, offset);
+  for (int64_t i = 0; i < count; ++i) residual.data[i] = E(normal(random));
+  const bool adds = affine || activation == MOMENTNORM_IDENTITY;
+  const momentnorm_tail tail = {activation, 0.125, adds ? residual.data : nullptr};
+  momentnorm_normalize(&grid, &tail, x.data, w, bb, eps, y.data, mean2.data(), var2.data());
+  momentnorm_normalize_backward(&grid, &tail, g.data, x.data, mean.data(), var.data(), w, bb, eps,
+                                dx.data, z_gradient.data, dweight.data, dbias.data, sums.data(),
+                                weighted.data());
+  results.add(y.data, count), results.add(dx.data, count), results.add(z_gradient.data, count);
+  results.add(dweight.data, channels), results.add(dbias.data, channels);
+  bool good = mean == mean2 && var == var2;
+  for (int64_t p = 0; compare && p < planes; ++p) {
+    long double s = 0;
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t k = at(p, i);
+      const long double d = (long double)double(x.data[k]) - mean[p];
+      const long double r = adds ? (long double)double(residual.data[k]) : 0;
+      const Activated wanted = activated(tail, d * scale[p] + shift[p] + r);
+      const long double step = double(g.data[k]) * wanted.slope;
+      const long double size_of_z = 4 + std::fabs(shift[p]) + scale[p] * (std::fabs(d) + 1);
+      good &= near(y.data[k], wanted.value, size_of_z);
+      // At the corner of a ReLU either slope may come out.
+      const bool corner = std::fabs(d * scale[p] + shift[p] + r) < 1e-5;
+      good &= corner || near(z_gradient.data[k], step, std::fabs(double(g.data[k])) * size_of_z);
+      s += step;
+    }
+    if (activation != MOMENTNORM_RELU && activation != MOMENTNORM_LEAKY_RELU) {
+      good &= std::fabs(sums[p] - s) <= 64 * kUnit<E> * size * (8 + std::fabs(shift[p]));
+    }
+  }
+  check(good, label + " activation " + std::to_string(activation));
+  momentnorm_gradient_sums(&grid, &tail, g.data, x.data, mean.data(), scale.data(), shift.data(),
+                           sums2.data(), weighted2.data());
+  for (int64_t p = 0; p < planes; ++p) {
+    const double rstd = 1 / std::sqrt(var[p] + eps);
+    b[p] = -scale[p] * rstd * rstd * (weighted[p] / double(size));
+    c[p] = -scale[p] * (sums[p] / double(size));
+  }
+  momentnorm_apply(&grid, &tail, x.data, mean.data(), scale.data(), shift.data(), y2.data);
+  momentnorm_apply_gradient(&grid, &tail, g.data, x.data, mean.data(), scale.data(), shift.data(),
+                            scale.data(), b.data(), c.data(), dx2.data, z_gradient2.data);
+  check(sums == sums2 && weighted == weighted2 && y == y2 && dx == dx2 && z_gradient == z_gradient2,
+        label + " separate kernels with a tail");
+
+  // Over their own inputs: z's gradient over y's, dx over x.
+  Buffer<E> x2(count, offset);
+  std::memcpy(x2.data, x.data, size_t(count) * sizeof(E));
+  momentnorm_normalize(&grid, &tail, x2.data, w, bb, eps, x2.data, mean2.data(), var2.data());
+  check(x2 == y, label + " in place");
+  momentnorm_normalize_backward(&grid, &tail, g.data, x.data, mean.data(), var.data(), w, bb, eps,
+                                x.data, g.data, dweight.data, dbias.data, sums2.data(),
+                                weighted2.data());
+  check(x == dx && g == z_gradient && sums == sums2, label + " gradients in place");
   return results;
 }
 
@@ -234,6 +314,7 @@ void sweep(int32_t dtype, int32_t parameters, const std::string& type) {
   for (int64_t channels : {5, 17, 48, 64, 512}) {
     for (int64_t size : {2, 17, 300}) shapes.push_back({2, channels, size});
   }
+  int32_t which = 0;
   for (const Shape& shape : shapes) {
     for (int variant = 0; variant < 4; ++variant) {
       const int32_t layout = variant & 1;
@@ -242,6 +323,7 @@ void sweep(int32_t dtype, int32_t parameters, const std::string& type) {
       const bool far = (shape.size + variant / 2) % 2;
       const int64_t offset = far ? 1 : 0;
       const double centre = far ? sizeof(E) == 2 ? 10 : 1000 : 0;
+      const int32_t activation = which++ % 7;
       Results first;
       for (const std::string& set : sets) {
         momentnorm_choose_instruction_set(set.c_str());
@@ -253,7 +335,7 @@ void sweep(int32_t dtype, int32_t parameters, const std::string& type) {
               std::to_string(layout) + " centre " + std::to_string(int(centre)) + " threads " +
               std::to_string(count);
           Results results =
-              run<E, P>(grid, centre, offset, variant & 2, first.values.empty(), label);
+              run<E, P>(grid, centre, offset, variant & 2, first.values.empty(), activation, label);
           if (first.values.empty()) first = results;
           check(results == first, label + " bits");
         }
@@ -281,7 +363,7 @@ void conversions() {
                             0};
     // Rounding: halves at a scale between them.
     for (double scale : {1.0, 1.0 + 0x1p-10, 0x1.7p-5, 0x1p-14, 3e4}) {
-      momentnorm_apply(&grid, halves.data(), &zero, &scale, &zero, copies.data());
+      momentnorm_apply(&grid, nullptr, halves.data(), &zero, &scale, &zero, copies.data());
       int wrong = 0;
       for (size_t i = 0; i < halves.size(); ++i) {
         const Half wanted = Half(float(halves[i]) * float(scale));
@@ -293,7 +375,7 @@ void conversions() {
     for (size_t i = 0; i < words.size(); ++i) words[i].bits = uint16_t(i);
     grid = {1, 1, int64_t(words.size()), MOMENTNORM_BFLOAT16, MOMENTNORM_FLOAT32, 0};
     for (double scale : {1.0, 1.0 + 0x1p-7, 0x1.7p-5}) {
-      momentnorm_apply(&grid, words.data(), &zero, &scale, &zero, copied.data());
+      momentnorm_apply(&grid, nullptr, words.data(), &zero, &scale, &zero, copied.data());
       int wrong = 0;
       for (size_t i = 0; i < words.size(); ++i) {
         const double exact = words[i];
@@ -310,15 +392,17 @@ void conversions() {
 }
 
 void edges() {
+  const momentnorm_tail unknown = {7, 0, nullptr};
   float x = 3, y = 9;
   double mean = 0, var = 0;
-  auto normalize = [&](momentnorm_grid grid) {
-    return momentnorm_normalize(&grid, &x, nullptr, nullptr, 1e-5, &y, &mean, &var);
+  auto normalize = [&](momentnorm_grid grid, const momentnorm_tail* tail = nullptr) {
+    return momentnorm_normalize(&grid, tail, &x, nullptr, nullptr, 1e-5, &y, &mean, &var);
   };
   check(normalize({1, 1, 1, 7, 0, 0}) == MOMENTNORM_UNKNOWN_GRID &&
             normalize({1, 1, 1, 0, -1, 0}) == MOMENTNORM_UNKNOWN_GRID &&
-            normalize({1, 1, 1, 0, 0, 2}) == MOMENTNORM_UNKNOWN_GRID && y == 9,
-        "an unknown dtype or layout writes nothing");
+            normalize({1, 1, 1, 0, 0, 2}) == MOMENTNORM_UNKNOWN_GRID &&
+            normalize({1, 1, 1, 0, 0, 0}, &unknown) == MOMENTNORM_UNKNOWN_GRID && y == 9,
+        "an unknown dtype, layout or activation writes nothing");
   for (int32_t layout : {MOMENTNORM_CHANNELS_FIRST, MOMENTNORM_CHANNELS_LAST}) {
     check(normalize({0, 4, 4, 0, 0, layout}) == MOMENTNORM_OK, "an empty batch");
     check(normalize({4, 0, 4, 0, 0, layout}) == MOMENTNORM_OK, "no channels");
@@ -328,13 +412,64 @@ void edges() {
   }
   check(momentnorm_choose_instruction_set("v9") == MOMENTNORM_NO_INSTRUCTION_SET, "unknown set");
   check(momentnorm_abi_version() == MOMENTNORM_ABI_VERSION, "version");
-  momentnorm_advise_fresh(&x, sizeof x);
-  check(x == 3, "advice changes nothing");
+}
+
+// The head of a DLPack tensor, and its deleter behind it.
+struct Output {
+  float* data;
+  int32_t device_type, device_id, dimensions;
+  uint8_t type_code, type_bits;
+  uint16_t type_lanes;
+  int64_t *shape, *strides;
+  uint64_t byte_offset;
+  void* context;
+  void (*deleter)(Output*);
+};
+
+void memory() {
+  constexpr int64_t kMegabyte = int64_t(1) << 20;
+  auto output = [](int64_t megabytes) {
+    const int64_t shape[] = {megabytes, kMegabyte / 4}, strides[] = {kMegabyte / 4, 1};
+    return static_cast<Output*>(
+        momentnorm_new_output(2, shape, strides, MOMENTNORM_FLOAT32, megabytes * kMegabyte));
+  };
+  momentnorm_limit_kept_memory(64 * kMegabyte);
+  Output* first = output(16);
+  check(first->device_type == 1 && first->dimensions == 2 && first->type_bits == 32 &&
+            first->shape[0] == 16 && first->strides[0] == kMegabyte / 4,
+        "what DLPack says of an output");
+  first->data[0] = first->data[16 * kMegabyte / 4 - 1] = 1;
+  float* const memory = first->data;
+  first->deleter(first);
+  check(momentnorm_kept_memory() == 16 * kMegabyte, "kept");
+  Output *again = output(15), *other = output(16);
+  check(again->data == memory && other->data != memory, "used again, once");
+  again->deleter(again), other->deleter(other);
+  for (int64_t size : {40, 100, 2}) {
+    Output* const next = output(size);
+    next->deleter(next);
+  }
+  check(momentnorm_kept_memory() <= 64 * kMegabyte, "the limit of kept memory");
+  std::vector<std::thread> workers;
+  for (int i = 0; i < 4; ++i) {
+    workers.emplace_back([&] {
+      for (int k = 0; k < 200; ++k) {
+        Output *one = output(4), *two = output(4);
+        one->data[0] = 1, two->data[0] = 2;
+        check(one->data[0] == 1, "two owners of one block");
+        one->deleter(one), two->deleter(two);
+      }
+    });
+  }
+  for (std::thread& worker : workers) worker.join();
+  momentnorm_limit_kept_memory(0);
+  check(momentnorm_kept_memory() == 0 && output(16) == nullptr, "nothing kept");
 }
 
 }  // namespace
 
 int main() {
+  memory();
   momentnorm_set_thread_pool(parallel_for, thread_count);
   edges();
   conversions();

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from momentnorm.backends import reference
+from momentnorm.backends import Tail, reference
 
 name = "stand_in"
 
@@ -23,16 +23,26 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
     return None
 
 
+def _check(operand):
+    if isinstance(operand, Tensor):
+        assert type(operand) in (Tensor, torch.nn.Parameter)
+        assert not operand.is_neg()
+        assert operand.untyped_storage().data_ptr() or not operand.numel()
+
+
 def _kernel(function):
-    def call(*operands):
+    def call(*operands, out=None, **named):
         calls.append(function.__name__)
-        for operand in operands:
-            if isinstance(operand, Tensor):
-                assert type(operand) in (Tensor, torch.nn.Parameter)
-                assert not operand.is_neg()
-                assert operand.untyped_storage().data_ptr() or not operand.numel()
+        for operand in (*operands, *named.values(), out):
+            _check(operand.residual if isinstance(operand, Tail) else operand)
         with torch.no_grad():
-            return function(*operands)
+            results = function(*operands, **named)
+            if out is None:
+                return results
+            y, *others = results if isinstance(results, tuple) else (results,)
+            assert out.stride() == operands[0].stride()
+            out.data.copy_(y)  # unseen by autograd, as a kernel writes
+            return (out, *others) if others else out
 
     return call
 

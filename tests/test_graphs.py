@@ -178,33 +178,45 @@ def test_compiled_errors_are_ours(backend):
 
 
 def _operands():
-    x, gradient = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    x, gradient, residual = (torch.randn(2, 3, 4, 5) for _ in range(3))
     grid = [torch.rand(2, 3, dtype=torch.float64) for _ in range(4)]
     weight, bias = torch.rand(3), torch.rand(3)
+    plain, tail = (None, "", 0.01), (residual, "silu", 0.01)
+    last = x.to(memory_format=torch.channels_last)
     return {
-        _ops.moments: [(x,), (x.to(memory_format=torch.channels_last),), (x[..., ::2],)],
-        _ops.apply: [(x, *grid[:3])],
-        _ops.gradient_sums: [(gradient, x, grid[0])],
-        _ops.apply_gradient: [(gradient, x, *grid)],
-        _ops.normalize: [
-            (x, weight, bias, 1e-5),
-            (x, None, None, 1e-5),
-            (x.bfloat16(), weight, bias, 1e-5),
-            (x.to(memory_format=torch.channels_last), None, bias, 1e-5),
-            (x.transpose(0, 3), None, None, 1e-5),
-            (x[..., ::2], weight, None, 1e-5),
+        "moments": [(x,), (last,), (x[..., ::2],)],
+        "apply": [(x, *grid[:3], *plain), (last, *grid[:3], *tail)],
+        "gradient_sums": [
+            (gradient, x, grid[0], None, None, *plain),
+            (gradient, x, *grid[:3], *tail),
         ],
-        _ops.normalize_backward: [
-            (gradient, x, *grid[:2], weight, 1e-5),
-            (gradient, x.to(memory_format=torch.channels_last), *grid[:2], None, 1e-5),
+        "apply_gradient": [
+            (gradient, x, *grid, None, None, *plain, False),
+            (gradient, last, *grid, *grid[:2], *tail, True),
+        ],
+        "normalize": [
+            (x, weight, bias, *plain, 1e-5),
+            (x, None, None, *plain, 1e-5),
+            (x.bfloat16(), weight, bias, *plain, 1e-5),
+            (last, None, bias, *plain, 1e-5),
+            (x.transpose(0, 3), None, None, *plain, 1e-5),
+            (x[..., ::2], weight, None, *plain, 1e-5),
+            (x, weight, bias, *tail, 1e-5),
+            (last, None, None, None, "leaky_relu", 0.2, 1e-5),
+        ],
+        "normalize_backward": [
+            (gradient, x, *grid[:2], weight, None, 1e-5, *plain, False),
+            (gradient, last, *grid[:2], None, None, 1e-5, *plain, False),
+            (gradient, last, *grid[:2], weight, bias, 1e-5, *tail, True),
+            (gradient, x, *grid[:2], None, bias, 1e-5, None, "tanh", 0.01, False),
         ],
     }
 
 
-@pytest.mark.parametrize("operator", _operands(), ids=lambda operator: operator.name())
+@pytest.mark.parametrize("operator", _operands())
 def test_operators_follow_torchs_rules(backend, operator):
     for operands in _operands()[operator]:
-        torch.library.opcheck(operator, operands)
+        torch.library.opcheck(getattr(torch.ops.momentnorm, operator).default, operands)
 
 
 def test_operators_ask_about_the_parameters_too(backend):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor
 
 from momentnorm import functional
-from momentnorm.backends import cpu, reference
+from momentnorm.backends import ACTIVATIONS, PLAIN, Tail, cpu, reference
 
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
 
@@ -48,18 +50,25 @@ def feature_map(
     return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else x
 
 
-def all_kernels(x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    y, mean, var = cpu.normalize(x, weight, bias, 1e-5)
-    dx, sums, weighted_sums = cpu.normalize_backward(gradient, x, mean, var, weight, 1e-5)
+def all_kernels(
+    x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor, tail: Tail = PLAIN
+) -> dict[str, Tensor]:
+    y, mean, var = cpu.normalize(x, weight, bias, 1e-5, tail)
+    dx, dresidual, dweight, dbias, sums, weighted_sums = cpu.normalize_backward(
+        gradient, x, mean, var, weight, bias, 1e-5, tail, needs_residual=True
+    )
     return {
         "y": y,
         "mean": mean,
         "var": var,
         "dx": dx,
+        "dresidual": dresidual,
+        "dweight": dweight,
+        "dbias": dbias,
         "sums": sums,
         "weighted_sums": weighted_sums,
-        "apply": cpu.apply(x, mean, var, mean),
-        "apply_gradient": cpu.apply_gradient(gradient, x, mean, var, mean, var),
+        "apply": cpu.apply(x, mean, var, mean, tail),
+        "apply_gradient": cpu.apply_gradient(gradient, x, mean, var, mean, var, var, mean, tail)[0],
     }
 
 
@@ -84,6 +93,57 @@ def test_same_bits_on_every_instruction_set_and_thread_count(size, grid, dtype, 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["", *ACTIVATIONS])
+@pytest.mark.parametrize("size", [17, 9001])
+def test_same_bits_through_a_tail(size, activation, dtype, layout, restored):
+    x, gradient, residual = (
+        feature_map(2, 3, size, dtype, mean, layout) for mean in (3.0, 0.0, 0.5)
+    )
+    weight, bias = (feature_map(1, 1, 3, dtype, mean).flatten() for mean in (1.0, 0.0))
+    tail = Tail(activation, 0.1, residual)
+    first = None
+    for instruction_set in cpu.instruction_sets():
+        for threads in (1, 3):
+            cpu.choose_instruction_set(instruction_set)
+            torch.set_num_threads(threads)
+            results = all_kernels(x, gradient, weight, bias, tail)
+            first = first or results
+            for name, tensor in first.items():
+                assert torch.equal(tensor, results[name]), (instruction_set, threads, name)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_to_the_last_digits(activation):
+    """Every activation on its own, in float32: relative to the larger of result and 1e-3."""
+    z = torch.cat([torch.linspace(-90, 90, 20001), torch.linspace(-1, 1, 20001)])
+    exact = z.double().requires_grad_()
+    wanted = reference.activate(exact, activation, 0.1)
+    (slope,) = torch.autograd.grad(wanted.sum(), exact)
+    one, zero = torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    x, tail = z.view(1, 1, -1), Tail(activation, 0.1)
+    y = cpu.apply(x, zero, one, zero, tail).flatten()
+    gradient, _ = cpu.apply_gradient(torch.ones_like(x), x, zero, one, zero, zero, one, zero, tail)
+    for got, expected, bound in ((y, wanted, 1e-6), (gradient.flatten(), slope, 1e-4)):
+        error = (got.double() - expected).abs() / expected.abs().clamp(min=1e-3)
+        assert error[z != 0].max() <= bound  # at 0 a ReLU has two slopes
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_tail_poisons_only_its_own_plane(layout, activation):
+    x = feature_map(1, 3, 2000, torch.float32, 0.0, layout)
+    residual, gradient = torch.zeros_like(x), torch.ones_like(x)
+    residual[0, 1, 77] = torch.nan
+    gradient[0, 2, 1999] = torch.inf
+    results = all_kernels(
+        x, gradient, torch.ones(3), torch.zeros(3), Tail(activation, 0.1, residual)
+    )
+    assert results["y"].isnan().sum() == 1
+    assert results["dx"][0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", [1, 65, 1025, 20000])
 def test_a_sample_does_not_see_its_batch(size, dtype, layout):
     x, gradient = (feature_map(5, 3, size, dtype, mean, layout) for mean in (3.0, 0.0))
@@ -91,8 +151,8 @@ def test_a_sample_does_not_see_its_batch(size, dtype, layout):
     together = all_kernels(x, gradient, weight, bias)
     for sample in range(5):
         alone = all_kernels(x[sample : sample + 1], gradient[sample : sample + 1], weight, bias)
-        for name, tensor in alone.items():
-            assert torch.equal(tensor, together[name][sample : sample + 1]), (sample, name)
+        for name in alone.keys() - {"dweight", "dbias"}:  # sums over the batch
+            assert torch.equal(alone[name], together[name][sample : sample + 1]), (sample, name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -117,7 +177,9 @@ def test_every_kernel_agrees_with_the_reference(size, grid, mean, dtype, layout)
         "var": var,
         "sums": sums,
         "weighted_sums": weighted,
-        "dx": reference.apply_gradient(exact_gradient, exact, exact_mean, *coefficients),
+        "dx": reference.apply_gradient(exact_gradient, exact, exact_mean, *coefficients)[0],
+        "dweight": (weighted * rstd).sum(0),
+        "dbias": sums.sum(0),
     }
     # Roundings of the type that is computed in, relative to the largest term; in float64 the mean's
     # own rounding counts as well. Half types round the result once more.
@@ -132,13 +194,15 @@ def test_every_kernel_agrees_with_the_reference(size, grid, mean, dtype, layout)
         "sums": size * exact_gradient.abs().max(),
         "weighted_sums": size * exact_gradient.abs().max() * (centred.abs().max() + 1e-3),
         "dx": scale.abs().max() * 4 * exact_gradient.abs().max(),
+        "dweight": grid[0] * size * 8 * exact_gradient.abs().max(),
+        "dbias": grid[0] * size * exact_gradient.abs().max(),
     }
     if dtype == torch.float64:
         terms = {name: term * (1 + mean * rstd.max()) for name, term in terms.items()}
     for name, tensor in wanted.items():
         error = (got[name].double() - tensor).abs()
         bound = unit * terms[name]
-        if name in ("y", "dx"):
+        if name in ("y", "dx", "dweight", "dbias"):
             bound = bound + 0.51 * torch.finfo(dtype).eps * tensor.abs()
         assert (error <= bound).all(), (name, float(error.max()))
 
@@ -209,10 +273,68 @@ def test_overflowing_products_of_gradients(layout):
     torch.testing.assert_close(weighted_sums, exact, rtol=1e-6, atol=0)
 
 
-def test_large_outputs_come_on_huge_pages_unharmed():
+@pytest.fixture
+def no_memory_kept():
+    """Starts and ends with no pages kept, and the limit at 64 MB."""
+    cpu.limit_kept_memory(0)
+    cpu.limit_kept_memory(64 << 20)
+    yield
+    cpu.limit_kept_memory(0)
+    cpu.limit_kept_memory(64 << 20)
+
+
+@pytest.mark.usefixtures("no_memory_kept")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_outputs_use_the_pages_of_those_before(dtype, layout):
+    x = feature_map(1, 5, 2**20, dtype, 0.0, layout)
+    exact = torch.nn.functional.instance_norm(x.double().contiguous()).to(dtype)
+    y, _, _ = cpu.normalize(x, None, None, 1e-5)
+    assert y.dtype == dtype
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y, exact)
+    address, size = y.data_ptr(), y.untyped_storage().nbytes()
+    del y
+    assert size <= cpu.kept_memory() < size + (2 << 20)
+    y, _, _ = cpu.normalize(x, None, None, 1e-5)
+    other, _, _ = cpu.normalize(x, None, None, 1e-5)
+    assert y.data_ptr() == address != other.data_ptr()
+    assert cpu.kept_memory() == 0
+
+
+@pytest.mark.usefixtures("no_memory_kept")
+def test_large_outputs_are_ordinary_tensors():
+    x = torch.randn(1, 5, 2**19, requires_grad=True)
+    y = functional.instance_norm(x)
+    assert y.data_ptr() % 64 == 0
+    copies = (copy.deepcopy(y.detach()), pickle.loads(pickle.dumps(y.detach())))
+    y.detach().share_memory_()
+    for other in copies:
+        assert torch.equal(other, y)
+    y.mul_(2).sum().backward()
+    with torch.inference_mode():
+        assert functional.instance_norm(x).is_inference()
+
+
+@pytest.mark.usefixtures("no_memory_kept")
+def test_no_memory_is_kept_beyond_the_limit():
+    cpu.limit_kept_memory(0)
     x = torch.randn(1, 5, 2**19)
     y, _, _ = cpu.normalize(x, None, None, 1e-5)
-    torch.testing.assert_close(y, functional.instance_norm(x.double()).float())
+    assert y.untyped_storage().resizable()  # torch's own memory
+    del y
+    assert cpu.kept_memory() == 0
+
+
+def test_environment_limits_the_kept_memory():
+    code = (
+        "import torch; from momentnorm.backends import cpu;"
+        "x = torch.randn(1, 5, 2**19); cpu.normalize(x, None, None, 1e-5); print(cpu.kept_memory())"
+    )
+    assert in_new_process(code, MOMENTNORM_KEEP_MB="0").stdout == "0\n"
+    assert in_new_process(code, MOMENTNORM_KEEP_MB="64").stdout == f"{10 << 20}\n"
+    refused = in_new_process(code, MOMENTNORM_KEEP_MB="lots")
+    assert "MOMENTNORM_KEEP_MB is a whole number of megabytes, not 'lots'" in refused.stderr
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)])
@@ -300,8 +422,10 @@ def test_compiles_for_aarch64(tmp_path):
             "-shared",
             "-fPIC",
             ROOT / "csrc/dispatch.cpp",
+            ROOT / "csrc/memory.cpp",
             ROOT / "csrc/channels_first.cpp",
             ROOT / "csrc/channels_last.cpp",
+            "-lm",
             "-o",
             tmp_path / "library.so",
         ],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .backends import cpu, reference
+from .backends import ACTIVATIONS, cpu, reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,6 +168,79 @@ def check_operands(
                 f"mixed dtypes: running_mean is {running_mean.dtype} and running_var "
                 f"{running_var.dtype}: convert one to the dtype of the other"
             )
+
+
+def check_activation(activation: str) -> None:
+    """Raise where no such activation exists."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"unknown activation {activation!r}: choose one of {', '.join(ACTIVATIONS)}, or None"
+        )
+
+
+def check_target(
+    target: Tensor, input: Tensor, operands: tuple[Tensor | None, ...], inplace: bool
+) -> None:
+    """Raise where ``target``, the input itself or another tensor, cannot be written over."""
+    name, option = ("the input", "inplace=True") if inplace else ("out", "out=")
+    if not inplace:
+        check_like_input("out", target, input)
+    if torch.is_grad_enabled() and any(
+        operand is not None and operand.requires_grad for operand in (target, *operands)
+    ):
+        raise RuntimeError(
+            f"{option} writes over {name}, which autograd cannot record, and an operand requires "
+            f"grad: call under torch.no_grad() or torch.inference_mode(), or without {option}"
+        )
+    expanded = any(
+        stride == 0 and size > 1 for size, stride in zip(target.shape, target.stride(), strict=True)
+    )
+    if expanded:
+        raise RuntimeError(
+            f"{name} is expanded: several of its elements are one place in memory, and cannot be "
+            f"written one by one; call without {option}, or give a .clone()"
+        )
+    if not inplace and _overlaps_in_part(target, input):
+        raise RuntimeError(
+            "out and the input share some of their memory, but are not the same tensor: pass the "
+            "input itself (inplace=True), or an out of its own"
+        )
+
+
+def check_like_input(name: str, operand: Tensor, input: Tensor) -> None:
+    if not isinstance(operand, Tensor):
+        raise TypeError(f"{name} must be a Tensor or None, not {type(operand).__name__}")
+    for what in ("shape", "dtype", "device"):
+        mine, inputs = getattr(operand, what), getattr(input, what)
+        if mine != inputs:
+            if what == "shape":
+                mine, inputs = tuple(mine), tuple(inputs)
+            raise RuntimeError(
+                f"{name} should have the {what} of the input, {inputs}, not {mine}: nothing is "
+                "broadcast or converted"
+            )
+
+
+def _overlaps_in_part(out: Tensor, input: Tensor) -> bool:
+    if out is input or transform_in_progress(out, input) or torch.compiler.is_compiling():
+        return False  # the same tensor; or to be written by torch's own copy_
+    same = out.data_ptr() == input.data_ptr() and out.stride() == input.stride()
+    return not same and memory_overlaps(out, input)
+
+
+def memory_overlaps(one: Tensor, other: Tensor | None) -> bool:
+    """Whether the stretches of memory between their first and last elements meet."""
+    if other is None or one.device != other.device or not one.numel() or not other.numel():
+        return False
+    (start, end), (other_start, other_end) = _stretch(one), _stretch(other)
+    return start < other_end and other_start < end
+
+
+def _stretch(x: Tensor) -> tuple[int, int]:
+    """The addresses of the first byte of x and of the first one behind it."""
+    steps = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    start = x.data_ptr()
+    return start, start + (steps + 1) * x.element_size()
 
 
 def _check_parameter(name: str, operand: Tensor, input: Tensor) -> None:

@@ -4,8 +4,11 @@ Under ``torch.compile`` the engine calls these instead of a backend: each stays 
 graph, knows its output's shape, dtype and layout without running, and chooses the backend when it
 runs. Eager calls do not come here, since an operator's dispatch costs microseconds.
 
+An operator knows no tuples and returns no None: a tail comes as its parts, and an empty tensor
+stands for a gradient that nobody wants. The functions below are the backends' own, and call them.
+
 No operator takes running statistics: those are updated by torch's own in-place operators, which
-functionalization sees.
+functionalization sees. Nor does any take an output to write over: the engine copies.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import _dispatch
-from .backends import reference
+from .backends import PLAIN, Tail, reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,10 +28,24 @@ name = "ops"
 
 library = torch.library.Library("momentnorm", "DEF")  # type: ignore[no-untyped-call]
 
+#: The parts of a tail, as every schema has them.
+_TAIL = "Tensor? residual, str activation, float slope"
+
 
 def _grid(x: Tensor) -> Tensor:
     """An empty (N, C) tensor for statistics of x."""
     return x.new_empty(x.shape[:2], dtype=reference.statistics_dtype(x))
+
+
+def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """An empty (C,) tensor for the gradient of a parameter."""
+    parameter = bias if weight is None else weight
+    dtype = reference.statistics_dtype(x) if parameter is None else parameter.dtype
+    return x.new_empty(x.shape[1:2], dtype=dtype)
+
+
+def _like_if(needed: bool, x: Tensor) -> Tensor:
+    return torch.empty_like(x) if needed else x.new_empty(0)
 
 
 def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
@@ -37,8 +54,15 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
 
     def run(*operands: Any) -> object:
         named = dict(zip(names, operands, strict=True))
-        choice = _dispatch.choose(named["x"], named.get("weight"), named.get("bias"))
-        return getattr(choice.backend, operator)(*operands)
+        x = named["x"]
+        choice = _dispatch.choose(x, named.get("weight"), named.get("bias"))
+        if "residual" in named:
+            parts = named.pop("activation"), named.pop("slope"), named.pop("residual")
+            named["tail"] = Tail(*parts)
+        results = getattr(choice.backend, operator)(**named)
+        if isinstance(results, tuple):
+            return tuple(x.new_empty(0) if result is None else result for result in results)
+        return results
 
     library.define(schema)  # type: ignore[no-untyped-call]
     library.impl(operator, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
@@ -47,26 +71,112 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
     return overload
 
 
+def _parts(tail: Tail) -> tuple[Tensor | None, str, float]:
+    return tail.residual, tail.activation, tail.slope
+
+
 moments = _define("moments(Tensor x) -> (Tensor, Tensor)", lambda x: (_grid(x), _grid(x)))
-apply = _define(
-    "apply(Tensor x, Tensor mean, Tensor scale, Tensor shift) -> Tensor",
-    lambda x, mean, scale, shift: torch.empty_like(x),
+
+_apply = _define(
+    f"apply(Tensor x, Tensor mean, Tensor scale, Tensor shift, {_TAIL}) -> Tensor",
+    lambda x, *_: torch.empty_like(x),
 )
-gradient_sums = _define(
-    "gradient_sums(Tensor gradient, Tensor x, Tensor mean) -> (Tensor, Tensor)",
-    lambda gradient, x, mean: (_grid(x), _grid(x)),
+_normalize = _define(
+    f"normalize(Tensor x, Tensor? weight, Tensor? bias, {_TAIL}, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    lambda x, *_: (torch.empty_like(x), _grid(x), _grid(x)),
 )
-apply_gradient = _define(
-    "apply_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor a, Tensor b, Tensor c) "
-    "-> Tensor",
-    lambda gradient, x, mean, a, b, c: torch.empty_like(x),
+_gradient_sums = _define(
+    "gradient_sums(Tensor gradient, Tensor x, Tensor mean, Tensor? scale, Tensor? shift, "
+    f"{_TAIL}) -> (Tensor, Tensor)",
+    lambda gradient, x, *_: (_grid(x), _grid(x)),
 )
-normalize = _define(
-    "normalize(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)",
-    lambda x, weight, bias, eps: (torch.empty_like(x), _grid(x), _grid(x)),
+_apply_gradient = _define(
+    "apply_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor a, Tensor b, Tensor c, "
+    f"Tensor? scale, Tensor? shift, {_TAIL}, bool needs_residual) -> (Tensor, Tensor)",
+    lambda gradient, x, *operands: (torch.empty_like(x), _like_if(operands[-1], x)),
 )
-normalize_backward = _define(
+_normalize_backward = _define(
     "normalize_backward(Tensor gradient, Tensor x, Tensor mean, Tensor var, Tensor? weight, "
-    "float eps) -> (Tensor, Tensor, Tensor)",
-    lambda gradient, x, mean, var, weight, eps: (torch.empty_like(x), _grid(x), _grid(x)),
+    f"Tensor? bias, float eps, {_TAIL}, bool needs_residual) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda gradient, x, mean, var, weight, bias, *rest: (
+        torch.empty_like(x),
+        _like_if(rest[-1], x),
+        _per_channel(x, weight, bias),
+        _per_channel(x, weight, bias),
+        _grid(x),
+        _grid(x),
+    ),
 )
+
+
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    tail: Tail = PLAIN,
+    out: None = None,
+) -> Tensor:
+    y: Tensor = _apply(x, mean, scale, shift, *_parts(tail))
+    return y
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, var = _normalize(x, weight, bias, *_parts(tail), eps)
+    return y, mean, var
+
+
+def gradient_sums(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    tail: Tail = PLAIN,
+) -> tuple[Tensor, Tensor]:
+    sums, weighted_sums = _gradient_sums(gradient, x, mean, scale, shift, *_parts(tail))
+    return sums, weighted_sums
+
+
+def apply_gradient(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    tail: Tail = PLAIN,
+    needs_residual: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    dx, dresidual = _apply_gradient(
+        gradient, x, mean, a, b, c, scale, shift, *_parts(tail), needs_residual
+    )
+    return dx, dresidual if needs_residual else None
+
+
+def normalize_backward(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    needs_residual: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    dx, dresidual, *others = _normalize_backward(
+        gradient, x, mean, var, weight, bias, eps, *_parts(tail), needs_residual
+    )
+    return (dx, dresidual if needs_residual else None, *others)

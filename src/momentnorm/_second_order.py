@@ -53,7 +53,9 @@ class NormalizeBackward(torch.autograd.Function):
         backend: ModuleType,
         replay: Callable[..., list[Tensor | None]],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dx, sums, weighted_sums = backend.normalize_backward(gradient, x, mean, var, weight, eps)
+        dx, _, _, _, sums, weighted_sums = backend.normalize_backward(
+            gradient, x, mean, var, weight, None, eps
+        )
         ctx.save_for_backward(gradient, x, weight, mean, var, sums, weighted_sums)
         ctx.eps, ctx.backend, ctx.replay = eps, backend, replay
         dweight = (weighted_sums * reference.scale(None, var, eps)).sum(0)
@@ -82,7 +84,7 @@ class NormalizeBackward(torch.autograd.Function):
         needs_gradient, needs_x, needs_weight, *_ = ctx.needs_input_grad
         d_gradient = d_x = d_weight = None
         if needs_gradient:
-            d_gradient = backend.apply_gradient(
+            d_gradient, _ = backend.apply_gradient(
                 v, x, mean, wr, r * (v_weight - wr * a), v_bias - wr * v_mean
             )
         if needs_x or needs_weight:
@@ -92,9 +94,9 @@ class NormalizeBackward(torch.autograd.Function):
             of_v, of_g = -wr * r * b, r * (v_weight - wr * a)
             of_d = -r * r * (wr * (p - 2 * a * b) + v_weight * b)
             rest = -of_v * v_mean - of_g * g_mean
-            part = backend.apply_gradient(gradient, x, mean, of_g, of_d, rest)
+            part, _ = backend.apply_gradient(gradient, x, mean, of_g, of_d, rest)
             zero, one = torch.zeros_like(r), torch.ones_like(r)
-            d_x = backend.apply_gradient(v, part, zero, of_v, one, zero)
+            d_x, _ = backend.apply_gradient(v, part, zero, of_v, one, zero)
         if needs_weight:
             d_weight = ((r * p).sum(0) * count).to(weight.dtype)
         return (d_gradient, d_x, d_weight, *(None,) * 5)

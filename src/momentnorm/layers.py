@@ -7,14 +7,19 @@ checkpoints keep working in both directions.
 
 from __future__ import annotations
 
+import inspect
 from types import FunctionType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from . import functional
+from . import _dispatch, functional
+from ._standard import standard_instance_norm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "InstanceNorm1d",
@@ -25,36 +30,85 @@ __all__ = [
     "LazyInstanceNorm3d",
 ]
 
+#: The arguments that torch's constructors do not have, with their defaults.
+_OPTIONS: dict[str, Any] = {"activation": None, "negative_slope": 0.01, "inplace": False}
+
+
+def _constructor(theirs: type[nn.Module]) -> Callable[..., None]:
+    """The constructor of a class of torch's, whatever this torch's takes, with our options."""
+
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        options = {name: kwargs.pop(name, default) for name, default in _OPTIONS.items()}
+        theirs.__init__(self, *args, **kwargs)
+        if options["activation"] is not None:
+            _dispatch.check_activation(options["activation"])
+        self.__dict__.update(options)
+
+    signature = inspect.signature(theirs.__init__)
+    ours = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in _OPTIONS.items()
+    ]
+    parameters = [*signature.parameters.values(), *ours]
+    __init__.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    return __init__
+
 
 class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    # torch's forward under a second name, since TorchScript does not know super().
-    _checked_forward = FunctionType(
+    # Of the class too: layers that were made by torch's constructor, or long ago, have no others.
+    activation: str | None = None
+    negative_slope: float = 0.01
+    inplace: bool = False
+    __constants__ = [*nn.modules.batchnorm._NormBase.__constants__, *_OPTIONS]  # noqa: RUF012
+
+    # torch's forward under a second name, since TorchScript does not know super(). It checks the
+    # input, and then calls one of the two functions below.
+    _checked = FunctionType(
         nn.modules.instancenorm._InstanceNorm.forward.__code__,
         nn.modules.instancenorm._InstanceNorm.forward.__globals__,
-        "_checked_forward",
+        "_checked",
     )
 
-    def forward(self, input: Tensor) -> Tensor:
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        return input
+
+    def _handle_no_batch_input(self, input: Tensor) -> Tensor:
+        return input.unsqueeze(0)
+
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             # TorchScript skips this block.
             symbol: object = input
             if isinstance(symbol, Proxy):
-                # One node of a symbolic trace, as torch's own layers are.
-                tracer: Any = symbol.tracer
-                leaf: Tensor = tracer.create_proxy(
-                    "call_module", tracer.path_of_module(self), (symbol,), {}
+                leaf: Tensor = self._leaf(
+                    symbol, residual=residual, mask=mask, lengths=lengths, out=out
                 )
                 return leaf
-        y: Tensor = self._checked_forward(input)
-        return y
-
-    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        x: Tensor = self._checked(input)
+        unbatched = x.dim() != input.dim()
+        target = out
+        if unbatched:
+            if residual is not None:
+                residual = residual.unsqueeze(0)
+            if mask is not None:
+                mask = mask.unsqueeze(0)
+            if lengths is not None:
+                lengths = lengths.unsqueeze(0)
+            if out is not None:
+                target = out.unsqueeze(0)
         use_input_stats = self.training or not self.track_running_stats
         momentum = 0.0 if self.momentum is None else self.momentum
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
-            # A script may run where momentnorm is not installed: give it the standard operator.
-            return nn.functional.instance_norm(
-                input,
+            # A script may run where momentnorm is not installed: give it the standard operators.
+            y = standard_instance_norm(
+                x,
                 self.running_mean,
                 self.running_var,
                 self.weight,
@@ -62,16 +116,51 @@ class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
                 use_input_stats,
                 momentum,
                 self.eps,
+                self.activation,
+                self.negative_slope,
+                residual,
+                mask,
+                lengths,
+                self.inplace,
+                target,
             )
-        return functional.instance_norm(
-            input,
-            self.running_mean,
-            self.running_var,
-            self.weight,
-            self.bias,
-            use_input_stats,
-            momentum,
-            self.eps,
+        else:
+            y = functional.instance_norm(
+                x,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                use_input_stats,
+                momentum,
+                self.eps,
+                activation=self.activation,
+                negative_slope=self.negative_slope,
+                residual=residual,
+                mask=mask,
+                lengths=lengths,
+                inplace=self.inplace,
+                out=target,
+            )
+        if not unbatched:
+            return y
+        if self.inplace:
+            return input
+        return y.squeeze(0) if out is None else out
+
+    def _leaf(self, input: Proxy, **options: Any) -> Any:
+        """One node of a symbolic trace, as torch's own layers are."""
+        given = {name: option for name, option in options.items() if option is not None}
+        tracer: Any = input.tracer
+        return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
+
+    def extra_repr(self) -> str:
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        if self.activation != "leaky_relu":
+            del options["negative_slope"]
+        theirs: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return theirs + "".join(
+            f", {name}={option!r}" for name, option in options.items() if option != _OPTIONS[name]
         )
 
 
@@ -82,21 +171,26 @@ class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
 
     Shape:
         (N, C, L) or (C, L), and the output alike. Two dimensions are always (C, L), unbatched.
+        ``lengths`` is (N,), or a number without dimensions.
 
     >>> InstanceNorm1d(2)(torch.tensor([[[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]]]))
     tensor([[[-1.2247,  0.0000,  1.2247],
              [ 0.0000,  0.0000,  0.0000]]])
     """
 
+    __init__ = _constructor(nn.InstanceNorm1d)
+
 
 class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     r"""Instance Normalization of images, in place of :class:`torch.nn.InstanceNorm2d`.
 
-    .. math:: y = \frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
+    .. math:: y = \phi\left(\frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma
+        + \beta + r\right)
 
     with mean and biased variance over the pixels of each channel of each image, in training and in
     evaluation alike (Ulyanov, Vedaldi and Lempitsky, *Instance Normalization: The Missing
-    Ingredient for Fast Stylization*, arXiv 1607.08022).
+    Ingredient for Fast Stylization*, arXiv 1607.08022). The activation :math:`\phi` and the
+    residual r are off by default, and computed in the same pass where given.
 
     Args:
         num_features: C, the number of channels.
@@ -109,18 +203,30 @@ class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
         device, dtype: of the parameters and buffers.
         bias: with ``affine``, whether there is a bias beside the weight (needs a torch that has
             this argument).
+        activation: "relu", "leaky_relu", "silu", "gelu", "tanh", "sigmoid" or None.
+        negative_slope: of "leaky_relu".
+        inplace: write the output over the input; an error where autograd would record the call.
+
+    A call takes, beside the input, ``residual``, ``mask``, ``lengths`` and ``out``, as
+    :func:`momentnorm.functional.instance_norm` does.
 
     Shape:
-        (N, C, H, W) or (C, H, W), and the output alike, in the input's memory layout.
+        (N, C, H, W) or (C, H, W), and the output alike, in the input's memory layout. ``residual``
+        and ``out`` have the shape of the input; ``mask`` is (N, 1, H, W) or (1, H, W), ``lengths``
+        (N, 2) or (2,).
 
     Raises:
         ValueError: one pixel a plane, where statistics of the input are wanted; a number of
-            channels other than ``num_features``, with ``affine``; another number of dimensions.
+            channels other than ``num_features``, with ``affine``; another number of dimensions; an
+            unknown activation.
+        RuntimeError: ``inplace`` or ``out`` where autograd would have to record the call.
 
     >>> layer = InstanceNorm2d(3, affine=True)
     >>> layer(torch.randn(2, 3, 8, 8)).mean((2, 3)).abs().max().item() < 1e-6
     True
     """
+
+    __init__ = _constructor(nn.InstanceNorm2d)
 
 
 class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
@@ -135,20 +241,31 @@ class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     torch.Size([1, 2, 4, 4, 4])
     """
 
+    __init__ = _constructor(nn.InstanceNorm3d)
 
-class LazyInstanceNorm1d(_InstanceNorm, nn.LazyInstanceNorm1d):
+
+class _LazyInstanceNorm(_InstanceNorm):
+    def initialize_parameters(self, input: Tensor, *args: Any, **kwargs: Any) -> None:
+        # The first call's other operands say nothing about the number of features.
+        super().initialize_parameters(input)  # type: ignore[misc]
+
+
+class LazyInstanceNorm1d(_LazyInstanceNorm, nn.LazyInstanceNorm1d):
     """:class:`InstanceNorm1d` that takes ``num_features`` from its first input."""
 
+    __init__ = _constructor(nn.LazyInstanceNorm1d)
     cls_to_become = InstanceNorm1d
 
 
-class LazyInstanceNorm2d(_InstanceNorm, nn.LazyInstanceNorm2d):
+class LazyInstanceNorm2d(_LazyInstanceNorm, nn.LazyInstanceNorm2d):
     """:class:`InstanceNorm2d` that takes ``num_features`` from its first input."""
 
+    __init__ = _constructor(nn.LazyInstanceNorm2d)
     cls_to_become = InstanceNorm2d
 
 
-class LazyInstanceNorm3d(_InstanceNorm, nn.LazyInstanceNorm3d):
+class LazyInstanceNorm3d(_LazyInstanceNorm, nn.LazyInstanceNorm3d):
     """:class:`InstanceNorm3d` that takes ``num_features`` from its first input."""
 
+    __init__ = _constructor(nn.LazyInstanceNorm3d)
     cls_to_become = InstanceNorm3d

@@ -17,12 +17,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from . import ACTIVATIONS, PLAIN, Tail
 
 name = "cpu"
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
-#: Outputs from this many bytes on ask for huge pages: page faults cost more than the arithmetic.
+#: Outputs from this many bytes on take memory that is kept for them: the page faults of fresh
+#: memory cost more than the arithmetic.
 _LARGE = 4 << 20
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -33,12 +37,14 @@ _INTEGER, _POINTER, _DOUBLE = ctypes.c_int64, ctypes.c_void_p, ctypes.c_double
 # Of each function, behind the pointer to the grid.
 _SIGNATURES: dict[str, list[Any]] = {
     "moments": [_POINTER] * 3,
-    "apply": [_POINTER] * 5,
-    "normalize": [_POINTER] * 3 + [_DOUBLE] + [_POINTER] * 3,
-    "gradient_sums": [_POINTER] * 5,
-    "apply_gradient": [_POINTER] * 7,
-    "normalize_backward": [_POINTER] * 5 + [_DOUBLE] + [_POINTER] * 3,
+    "apply": [_POINTER] * 6,
+    "normalize": [_POINTER] * 4 + [_DOUBLE] + [_POINTER] * 3,
+    "gradient_sums": [_POINTER] * 8,
+    "apply_gradient": [_POINTER] * 11,
+    "normalize_backward": [_POINTER] * 7 + [_DOUBLE] + [_POINTER] * 6,
 }
+
+_ACTIVATIONS = {name: number for number, name in enumerate(("", *ACTIVATIONS))}
 
 
 class _Grid(ctypes.Structure):
@@ -51,6 +57,16 @@ class _Grid(ctypes.Structure):
         ("dtype", ctypes.c_int32),
         ("parameters", ctypes.c_int32),
         ("layout", ctypes.c_int32),
+    )
+
+
+class _Tail(ctypes.Structure):
+    """``momentnorm_tail``."""
+
+    _fields_ = (
+        ("activation", ctypes.c_int32),
+        ("slope", ctypes.c_double),
+        ("residual", ctypes.c_void_p),
     )
 
 
@@ -84,8 +100,17 @@ def _load() -> ctypes.CDLL:
     library.momentnorm_instruction_sets.restype = ctypes.c_char_p
     library.momentnorm_instruction_set.restype = ctypes.c_char_p
     library.momentnorm_choose_instruction_set.argtypes = [ctypes.c_char_p]
-    library.momentnorm_advise_fresh.argtypes = [_POINTER, _INTEGER]
-    library.momentnorm_advise_fresh.restype = None
+    library.momentnorm_new_output.argtypes = [
+        ctypes.c_int32,
+        _POINTER,
+        _POINTER,
+        ctypes.c_int32,
+        _INTEGER,
+    ]
+    library.momentnorm_new_output.restype = _POINTER
+    library.momentnorm_kept_memory.restype = _INTEGER
+    library.momentnorm_limit_kept_memory.argtypes = [_INTEGER]
+    library.momentnorm_limit_kept_memory.restype = None
     library.momentnorm_set_thread_pool.argtypes = [_POINTER, _POINTER]
     if not library.momentnorm_instruction_sets():
         raise _UnavailableError("the kernels need a processor with SSE4.2 (x86-64-v2) at least")
@@ -138,7 +163,16 @@ except _UnavailableError as error:
 else:
     if os.environ.get("MOMENTNORM_ISA"):
         choose_instruction_set(os.environ["MOMENTNORM_ISA"])
-    _advise_fresh = _library.momentnorm_advise_fresh
+    if os.environ.get("MOMENTNORM_KEEP_MB"):
+        try:
+            _megabytes = int(os.environ["MOMENTNORM_KEEP_MB"])
+        except ValueError:
+            raise ValueError(
+                "MOMENTNORM_KEEP_MB is a whole number of megabytes, not "
+                f"{os.environ['MOMENTNORM_KEEP_MB']!r}"
+            ) from None
+        _library.momentnorm_limit_kept_memory(max(_megabytes, 0) << 20)
+    _new_output = _library.momentnorm_new_output
     _moments = _library.momentnorm_moments
     _apply = _library.momentnorm_apply
     _normalize = _library.momentnorm_normalize
@@ -178,10 +212,15 @@ def _grid_of(shape: torch.Size, dtype: torch.dtype, parameters: torch.dtype, lay
     return ctypes.byref(grid)
 
 
-def _grid(x: Tensor, parameter: Tensor | None = None) -> object:
+def _grid(x: Tensor, parameters: torch.dtype = torch.float64) -> object:
     layout = _layout(x)
     assert layout is not None
-    return _grid_of(x.shape, x.dtype, x.dtype if parameter is None else parameter.dtype, layout)
+    return _grid_of(x.shape, x.dtype, parameters, layout)
+
+
+def _parameters(weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
+    parameter = bias if weight is None else weight
+    return torch.float64 if parameter is None else parameter.dtype
 
 
 def _per_plane(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,11 +230,32 @@ def _per_plane(x: Tensor) -> tuple[Tensor, Tensor]:
     return first, torch.empty_like(first)
 
 
+_capsule = ctypes.pythonapi.PyCapsule_New
+_capsule.argtypes = [_POINTER, ctypes.c_char_p, _POINTER]
+_capsule.restype = ctypes.py_object
+
+
 def _output(x: Tensor) -> Tensor:
-    y = torch.empty_like(x)
-    if y.nbytes >= _LARGE:
-        _advise_fresh(y.data_ptr(), y.nbytes)
-    return y
+    """A tensor like x, to be written."""
+    if x.nbytes < _LARGE:
+        return torch.empty_like(x)
+    strides = torch.empty_like(x, device="meta").stride()
+    extents = ctypes.c_int64 * x.dim()
+    output = _new_output(x.dim(), extents(*x.shape), extents(*strides), _DTYPES[x.dtype], x.nbytes)
+    if not output:
+        return torch.empty_like(x)
+    return from_dlpack(_capsule(output, b"dltensor", None))
+
+
+def kept_memory() -> int:
+    """How many bytes of pages are kept for the next large outputs."""
+    return _library.momentnorm_kept_memory() if _library else 0
+
+
+def limit_kept_memory(limit: int) -> None:
+    """Keep at most ``limit`` bytes for the next large outputs; 0 gives all of them back."""
+    if _library:
+        _library.momentnorm_limit_kept_memory(limit)
 
 
 def _readable(values: Tensor) -> Tensor:
@@ -210,21 +270,47 @@ def _laid_out_as(x: Tensor, gradient: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(gradient)
 
 
+def _tail(tail: Tail, x: Tensor) -> tuple[object, Tensor | None]:
+    """A pointer to ``momentnorm_tail``, and the residual that it points to, to be kept alive."""
+    if tail is PLAIN:
+        return None, None
+    residual = None if tail.residual is None else _laid_out_as(x, tail.residual)
+    address = None if residual is None else residual.data_ptr()
+    return ctypes.byref(_Tail(_ACTIVATIONS[tail.activation], tail.slope, address)), residual
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, var = _per_plane(x)
     _moments(_grid(x), x.data_ptr(), mean.data_ptr(), var.data_ptr())
     return mean, var
 
 
-def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    y = _output(x)
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> Tensor:
+    y = _output(x) if out is None else out
     operands = [_readable(values) for values in (mean, scale, shift)]
-    _apply(_grid(x), x.data_ptr(), *(values.data_ptr() for values in operands), y.data_ptr())
+    pointer, _kept = _tail(tail, x)
+    _apply(_grid(x), pointer, x.data_ptr(), *map(_address, operands), y.data_ptr())
     return y
 
 
 def normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out: Tensor | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = _output(x) if out is None else out
     mean, var = _per_plane(x)
@@ -232,11 +318,13 @@ def normalize(
         weight = _readable(weight)
     if bias is not None:
         bias = _readable(bias)
+    pointer, _kept = _tail(tail, x)
     _normalize(
-        _grid(x, bias if weight is None else weight),
+        _grid(x, _parameters(weight, bias)),
+        pointer,
         x.data_ptr(),
-        None if weight is None else weight.data_ptr(),
-        None if bias is None else bias.data_ptr(),
+        _address(weight),
+        _address(bias),
         eps,
         y.data_ptr(),
         mean.data_ptr(),
@@ -245,14 +333,24 @@ def normalize(
     return y, mean, var
 
 
-def gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    gradient, mean = _laid_out_as(x, gradient), _readable(mean)
+def gradient_sums(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    tail: Tail = PLAIN,
+) -> tuple[Tensor, Tensor]:
+    gradient = _laid_out_as(x, gradient)
     sums, weighted_sums = _per_plane(x)
+    operands = [None if values is None else _readable(values) for values in (mean, scale, shift)]
+    pointer, _kept = _tail(tail, x)
     _gradient_sums(
         _grid(x),
+        pointer,
         gradient.data_ptr(),
         x.data_ptr(),
-        mean.data_ptr(),
+        *map(_address, operands),
         sums.data_ptr(),
         weighted_sums.data_ptr(),
     )
@@ -260,39 +358,74 @@ def gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Te
 
 
 def apply_gradient(
-    gradient: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
-) -> Tensor:
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    tail: Tail = PLAIN,
+    needs_residual: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     gradient = _laid_out_as(x, gradient)
     dx = _output(x)
-    operands = [_readable(values) for values in (mean, a, b, c)]
+    dresidual = _output(x) if needs_residual else None
+    operands = [
+        None if values is None else _readable(values) for values in (mean, scale, shift, a, b, c)
+    ]
+    pointer, _kept = _tail(tail, x)
     _apply_gradient(
         _grid(x),
+        pointer,
         gradient.data_ptr(),
         x.data_ptr(),
-        *(values.data_ptr() for values in operands),
+        *map(_address, operands),
         dx.data_ptr(),
+        _address(dresidual),
     )
-    return dx
+    return dx, dresidual
 
 
 def normalize_backward(
-    gradient: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    needs_residual: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
     gradient = _laid_out_as(x, gradient)
     if weight is not None:
         weight = _readable(weight)
+    if bias is not None:
+        bias = _readable(bias)
     dx = _output(x)
+    dresidual = _output(x) if needs_residual else None
     sums, weighted_sums = _per_plane(x)
+    parameters = _parameters(weight, bias)
+    dweight = torch.empty(x.shape[1], dtype=parameters)
+    dbias = torch.empty_like(dweight)
+    pointer, _kept = _tail(tail, x)
     _normalize_backward(
-        _grid(x, weight),
+        _grid(x, parameters),
+        pointer,
         gradient.data_ptr(),
         x.data_ptr(),
         mean.data_ptr(),
         var.data_ptr(),
-        None if weight is None else weight.data_ptr(),
+        _address(weight),
+        _address(bias),
         eps,
         dx.data_ptr(),
+        _address(dresidual),
+        dweight.data_ptr(),
+        dbias.data_ptr(),
         sums.data_ptr(),
         weighted_sums.data_ptr(),
     )
-    return dx, sums, weighted_sums
+    return dx, dresidual, dweight, dbias, sums, weighted_sums

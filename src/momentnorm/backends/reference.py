@@ -8,7 +8,10 @@ backends are tested against it, and what they do not take comes here.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from . import PLAIN, Tail
 
 name = "reference"
 
@@ -28,6 +31,37 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
     return None
 
 
+def activate(values: Tensor, activation: str, slope: float) -> Tensor:
+    """The activation of this name, by torch's own function. TorchScript compiles it."""
+    if activation == "relu":
+        return F.relu(values)
+    if activation == "leaky_relu":
+        return F.leaky_relu(values, slope)
+    if activation == "silu":
+        return F.silu(values)
+    if activation == "gelu":
+        return F.gelu(values)
+    if activation == "tanh":
+        return torch.tanh(values)
+    if activation == "sigmoid":
+        return torch.sigmoid(values)
+    return values
+
+
+def _activation_gradient(gradient: Tensor, values: Tensor, activation: str, slope: float) -> Tensor:
+    """``gradient * activation'(values)``, as torch's own backward has it."""
+    aten = torch.ops.aten
+    found: Tensor = {
+        "relu": lambda: aten.threshold_backward(gradient, values, 0),
+        "leaky_relu": lambda: aten.leaky_relu_backward(gradient, values, slope, False),
+        "silu": lambda: aten.silu_backward(gradient, values),
+        "gelu": lambda: aten.gelu_backward(gradient, values),
+        "tanh": lambda: aten.tanh_backward(gradient, torch.tanh(values)),
+        "sigmoid": lambda: aten.sigmoid_backward(gradient, torch.sigmoid(values)),
+    }[activation]()
+    return found
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     planes = x.to(statistics_dtype(x)).flatten(2)  # (N, C, S)
     # The second mean, of the centred values, takes away the rounding of the first.
@@ -37,9 +71,26 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean.squeeze(2), var
 
 
-def apply(x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    centred = x.to(statistics_dtype(x)) - _per_plane(mean, x)
-    return (centred * _per_plane(scale, x) + _per_plane(shift, x)).to(x.dtype)
+def _before_activation(
+    x: Tensor, mean: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None
+) -> Tensor:
+    """``(x - mean) * scale + shift + residual``, in the statistics' type."""
+    values = (x.to(statistics_dtype(x)) - _per_plane(mean, x)) * _per_plane(scale, x)
+    values = values + _per_plane(shift, x)
+    return values if residual is None else values + residual.to(values.dtype)
+
+
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> Tensor:
+    values = _before_activation(x, mean, scale, shift, tail.residual)
+    y = activate(values, tail.activation, tail.slope).to(x.dtype)
+    return y if out is None else out.copy_(y)
 
 
 def scale(weight: Tensor | None, var: Tensor, eps: float) -> Tensor:
@@ -59,33 +110,85 @@ def shift(bias: Tensor | None, mean: Tensor) -> Tensor:
 
 
 def normalize(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     mean, var = moments(x)
-    return apply(x, mean, scale(weight, var, eps), shift(bias, mean)), mean, var
+    return apply(x, mean, scale(weight, var, eps), shift(bias, mean), tail, out), mean, var
 
 
-def gradient_sums(gradient: Tensor, x: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = statistics_dtype(x)
-    planes = gradient.to(dtype).flatten(2)
-    centred = x.to(dtype).flatten(2) - mean.unsqueeze(2)
+def _through_activation(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    tail: Tail,
+) -> Tensor:
+    """The gradient before the tail's activation, in the statistics' type."""
+    gradient = gradient.to(statistics_dtype(x))
+    if not tail.activation:
+        return gradient
+    assert scale is not None
+    assert shift is not None
+    values = _before_activation(x, mean, scale, shift, tail.residual)
+    return _activation_gradient(gradient, values, tail.activation, tail.slope)
+
+
+def gradient_sums(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    tail: Tail = PLAIN,
+) -> tuple[Tensor, Tensor]:
+    planes = _through_activation(gradient, x, mean, scale, shift, tail).flatten(2)
+    centred = x.to(planes.dtype).flatten(2) - mean.unsqueeze(2)
     return planes.sum(2), (planes * centred).sum(2)
 
 
 def apply_gradient(
-    gradient: Tensor, x: Tensor, mean: Tensor, a: Tensor, b: Tensor, c: Tensor
-) -> Tensor:
-    dtype = statistics_dtype(x)
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    tail: Tail = PLAIN,
+    needs_residual: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    gradient = _through_activation(gradient, x, mean, scale, shift, tail)
     # x comes first, since a sum takes the memory layout of its first term.
-    dx = _per_plane(b, x) * (x.to(dtype) - _per_plane(mean, x))
-    return (dx + _per_plane(a, x) * gradient.to(dtype) + _per_plane(c, x)).to(x.dtype)
+    dx = _per_plane(b, x) * (x.to(gradient.dtype) - _per_plane(mean, x))
+    dx = (dx + _per_plane(a, x) * gradient + _per_plane(c, x)).to(x.dtype)
+    return dx, torch.empty_like(x).copy_(gradient) if needs_residual else None
 
 
 def normalize_backward(
-    gradient: Tensor, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    sums, weighted_sums = gradient_sums(gradient, x, mean)
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    needs_residual: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+    inverse_std, a = scale(None, var, eps), scale(weight, var, eps)
+    forward = a, shift(bias, mean), tail
+    sums, weighted_sums = gradient_sums(gradient, x, mean, *forward)
     count = x.shape[2:].numel()
-    a = scale(weight, var, eps)
-    b = -a * scale(None, var, eps).square() * weighted_sums / count
-    return apply_gradient(gradient, x, mean, a, b, -a * sums / count), sums, weighted_sums
+    b, c = -a * inverse_std.square() * weighted_sums / count, -a * sums / count
+    dx, dresidual = apply_gradient(gradient, x, mean, a, b, c, *forward, needs_residual)
+    parameter = bias if weight is None else weight
+    dtype = mean.dtype if parameter is None else parameter.dtype
+    dweight, dbias = (weighted_sums * inverse_std).sum(0).to(dtype), sums.sum(0).to(dtype)
+    return dx, dresidual, dweight, dbias, sums, weighted_sums
