@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 KERNELS := CMakeLists.txt $(wildcard csrc/*)
 
 .PHONY: demo test lint bench wheel clean
@@ -21,7 +22,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/*.cpp
 
-bench: $(INSTALLED)
+bench: .venv/.bench
 	$(BIN)/python -m benchmarks
 
 # A wheel of this machine's platform, in dist/. Releases are built by cibuildwheel.
@@ -34,5 +35,10 @@ clean:
 # Reinstalled, and so rebuilt, whenever the kernels or the dependencies change.
 $(INSTALLED): pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+# The runtimes that the benchmarks compare with.
+.venv/.bench: $(INSTALLED)
+	$(INSTALL) -e '.[bench]'
 	touch $@

@@ -1,45 +1,75 @@
-"""``make bench``: measure, print, and save ``docs/benchmarks.md`` and ``docs/benchmarks.csv``."""
+"""``make bench``: measure, print, and save ``docs/benchmarks.md`` and its CSV files."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import dataclasses
+import itertools
 import os
 import platform
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import geometric_mean
+from typing import Any
 
 import torch
 
 import momentnorm
 from momentnorm.backends import cpu
 
-from . import instance_norm
-from .instance_norm import Row
+from . import instance_norm, networks, peers
 
 HEADER = """# Benchmarks
 
-Written by `make bench`; the numbers are also in [benchmarks.csv](benchmarks.csv).
+Written by `make bench`, from the CSV files beside it.
 
-- Machine: {machine}, {threads} threads. momentnorm {version} ({isa}), torch {torch}.
-- Everything in one process, in turns of changing order; medians. A shared machine: trust the
-  ratios, and of those where a large output is allocated (*forward*, *training*) only the first
-  digit: fresh pages cost more than the arithmetic, and how many are fresh depends on the allocator.
+Everything is measured in one process, in turns of changing order; medians. A shared machine: trust
+the ratios.
+"""
+
+INSTANCE_NORM = """## InstanceNorm against torch's, and against a copy
+
+- {environment}. Numbers: [{csv}]({csv}).
+- Where a large output is allocated (*forward*, *training*), trust only the first digit: fresh
+  pages cost more than the arithmetic, and how many are fresh depends on the allocator.
 - *copy* is `y.copy_(x)` into an existing tensor: the time that the memory needs.
 - *into* writes into an existing output; *forward* allocates it, as torch does; *training* is
   forward and backward with gradients of x, weight and bias.
 - torch returns a contiguous output for a channels_last input; ours stays channels_last.
 """
 
-TABLES = tuple(
-    (dtype, layout)
-    for dtype in (torch.float32, torch.bfloat16)
-    for layout in ("contiguous", "channels_last")
-)
+PEERS = """## InstanceNorm against other runtimes
+
+- {environment}. Numbers: [{csv}]({csv}).
+"""
+
+NETWORKS = """## Whole networks
+
+- {environment}. Numbers: [{csv}]({csv}).
+"""
 
 
-def table(rows: list[Row]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A section of the document, made of the rows of one CSV file."""
+
+    csv: str
+    row: type[Any]
+    rows: Callable[[], Iterator[Any]]
+    intro: str
+    table: Callable[[list[Any]], str]
+    versions: Callable[[], str] = str  # of what this part runs besides torch and momentnorm
+
+
+def instance_norm_rows() -> Iterator[instance_norm.Row]:
+    for dtype in (torch.float32, torch.bfloat16):
+        for layout in ("contiguous", "channels_last"):
+            for shape in instance_norm.SHAPES:
+                yield instance_norm.measure(shape, dtype, layout)
+
+
+def table(rows: list[instance_norm.Row]) -> str:
     lines = [
         "| input | copy (us) | into / copy | GB/s | forward (us) | torch (us) | faster | "
         "training (us) | torch (us) | faster |",
@@ -63,6 +93,50 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def by_input(table: Callable[[list[Any]], str]) -> Callable[[list[Any]], str]:
+    """A table for each dtype and layout, under its own title."""
+
+    def tables(rows: list[Any]) -> str:
+        groups = itertools.groupby(rows, lambda row: (row.dtype, row.layout))
+        return "\n".join(
+            f"### {dtype}, {layout}\n\n{table(list(group))}" for (dtype, layout), group in groups
+        )
+
+    return tables
+
+
+PARTS = {
+    "instance_norm": Part(
+        "benchmarks.csv", instance_norm.Row, instance_norm_rows, INSTANCE_NORM, by_input(table)
+    ),
+    "peers": Part(
+        "benchmarks-peers.csv",
+        peers.Row,
+        peers.rows,
+        PEERS + peers.NOTES,
+        by_input(peers.table),
+        peers.versions,
+    ),
+    "networks": Part(
+        "benchmarks-networks.csv",
+        networks.Row,
+        networks.rows,
+        NETWORKS + networks.NOTES,
+        networks.table,
+    ),
+}
+
+
+def environment(part: Part) -> str:
+    told = [
+        f"Machine: {processor()} ({platform.machine()}), {torch.get_num_threads()} threads. "
+        f"momentnorm {momentnorm.__version__} ({cpu.instruction_set() or cpu.unavailable()})",
+        f"torch {torch.__version__}",
+        part.versions(),
+    ]
+    return ", ".join(filter(None, told))
+
+
 def processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -73,34 +147,71 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def main() -> None:
+def save(part: Part, rows: list[Any], folder: Path) -> None:
+    told = {"environment": environment(part)}
+    with (folder / part.csv).open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*_columns(part), "environment"])
+        writer.writeheader()
+        writer.writerows(dataclasses.asdict(row) | told for row in rows)
+
+
+def section(part: Part, folder: Path) -> str:
+    """The part's Markdown, from its CSV file; nothing, if it was never measured."""
+    path = folder / part.csv
+    if not path.exists():
+        return ""
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != [*_columns(part), "environment"]:
+            raise SystemExit(
+                f"{path} does not have the columns of these benchmarks: measure its part again"
+            )
+        records = list(reader)
+    rows = [
+        part.row(**{name: _value(kind, record[name]) for name, kind in _columns(part).items()})
+        for record in records
+    ]
+    intro = part.intro.format(environment=records[0]["environment"], csv=part.csv)
+    return f"\n{intro}\n{part.table(rows)}"
+
+
+def _columns(part: Part) -> dict[str, str]:
+    """Name and type of each."""
+    return {field.name: str(field.type) for field in dataclasses.fields(part.row)}
+
+
+def _value(kind: str, text: str) -> str | float | None:
+    if kind == "str":
+        return text
+    return float(text) if text else None
+
+
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--output", type=Path, default=Path("docs"), help="the folder to save in")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    text = HEADER.format(
-        machine=f"{processor()} ({platform.machine()})",
-        threads=args.threads,
-        version=momentnorm.__version__,
-        isa=cpu.instruction_set() or cpu.unavailable(),
-        torch=torch.__version__,
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        help="measure these parts again, and keep what was measured of the others",
     )
-    rows = []
-    for dtype, layout in TABLES:
-        part = []
-        for shape in instance_norm.SHAPES:
-            part.append(instance_norm.measure(shape, dtype, layout))
-            print(part[-1].dtype, layout, table(part[-1:]).splitlines()[2], flush=True)
-        text += f"\n## InstanceNorm, {part[0].dtype}, {layout}\n\n{table(part)}"
-        rows += part
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, part in PARTS.items():
+        if name not in options.only:
+            section(part, options.output)  # what cannot be kept should fail before the measuring
+    for name in options.only:
+        rows = []
+        for row in PARTS[name].rows():
+            print(row, flush=True)
+            rows.append(row)
+        save(PARTS[name], rows, options.output)
+    text = HEADER + "".join(section(part, options.output) for part in PARTS.values())
+    (options.output / "benchmarks.md").write_text(text)
     print("\n" + text)
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "benchmarks.md").write_text(text)
-    with (args.output / "benchmarks.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)])
-        writer.writeheader()
-        writer.writerows(dataclasses.asdict(row) for row in rows)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def measure(
     backend = _dispatch.choose(x).backend
     if backend is not reference:
         weight, bias = (parameter.detach() for parameter in ours.parameters())
-        memory["into"] = lambda: backend.normalize(x, weight, bias, 1e-5, target)
+        memory["into"] = lambda: backend.normalize(x, weight, bias, 1e-5, out=target)
     times = interleaved(memory) | interleaved(
         {
             "forward": lambda: run(ours),

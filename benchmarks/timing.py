@@ -11,12 +11,18 @@ from collections.abc import Callable, Mapping
 Call = Callable[[], object]
 
 
-def interleaved(calls: Mapping[str, Call], budget: float = 1.0) -> dict[str, float]:
+def interleaved(
+    calls: Mapping[str, Call], budget: float = 1.0, pause: float = 0.0
+) -> dict[str, float]:
     """The median seconds of each call, over rounds in which every call has its turn.
 
     A slow spell of the machine then falls on all of them. The order changes from round to round,
     since a call also pays for the memory that the one before it gave back to the system. Rounds
     go on for ``budget`` seconds, and at least 9 times.
+
+    A turn is one call. With a ``pause`` it is that many seconds of sleep, a call that is not
+    timed, and calls for as long as the sleep was. Peers with thread pools of their own need it: a
+    pool's threads spin for a while after a call, and would take a core from the next peer.
     """
     order = list(calls.items())
     shuffle = random.Random(0).shuffle
@@ -28,14 +34,22 @@ def interleaved(calls: Mapping[str, Call], budget: float = 1.0) -> dict[str, flo
     gc.disable()
     try:
         start = time.perf_counter()
-        while len(times[next(iter(times))]) < 9 or (
-            time.perf_counter() - start < budget and len(times[next(iter(times))]) < 500
-        ):
+        rounds = 0
+        while rounds < 9 or (rounds < 500 and time.perf_counter() - start < budget):
+            rounds += 1
             shuffle(order)
             for name, call in order:
-                begin = time.perf_counter()
-                call()
-                times[name].append(time.perf_counter() - begin)
+                if pause:
+                    time.sleep(pause)
+                    call()
+                turn_ends = time.perf_counter() + pause
+                while True:
+                    begin = time.perf_counter()
+                    call()
+                    end = time.perf_counter()
+                    times[name].append(end - begin)
+                    if end >= turn_ends:
+                        break
     finally:
         gc.enable()
     return {name: statistics.median(values) for name, values in times.items()}

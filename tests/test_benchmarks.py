@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from benchmarks import instance_norm
-from benchmarks.__main__ import table
+import dataclasses
+
+import pytest
+import torch
+from benchmarks import __main__ as program
+from benchmarks import instance_norm, networks, peers
+from benchmarks.__main__ import PARTS, table
 from benchmarks.timing import interleaved
+
+TINY = (1, 2, 4, 4)
 
 
 def test_a_row():
-    row = instance_norm.measure((1, 2, 4, 4))
+    row = instance_norm.measure(TINY)
     assert row.shape == "1x2x4x4"
     assert min(row.copy, row.forward, row.torch_forward, row.training, row.torch_training) > 0
     assert table([row]).count("1x2x4x4") == 1
@@ -19,3 +26,85 @@ def test_every_call_has_its_turn():
     times = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, budget=0)
     assert times.keys() == {"a", "b"}
     assert all(sorted(calls[i : i + 2]) == ["a", "b"] for i in range(4, len(calls), 2))
+
+
+def test_a_turn_with_a_pause_has_a_call_that_is_not_timed():
+    calls = []
+    interleaved({"a": lambda: calls.append("a")}, budget=0, pause=1e-9)
+    assert len(calls) == 2 + 9 * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_peers(dtype, layout, monkeypatch):
+    # Compiling takes seconds, and is torch's.
+    monkeypatch.setattr(torch, "compile", lambda layer, **_: layer)
+    row = peers.measure(TINY, dtype, layout, pause=1e-9)
+    assert row.ratio("compiled_activation") == row.compiled_activation / row.ours_activation
+    assert peers.table([row]).count("| 1x2x4x4 |") == 1
+
+
+def test_peers_that_are_not_installed_are_left_out(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda layer, **_: layer)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    row = peers.measure(TINY, pause=1e-9)
+    assert row.onnxruntime is None
+    assert row.openvino is None
+    assert peers.table([row]).splitlines()[2].endswith("| - | - |")
+    assert peers.versions() == "onnxruntime not installed, openvino not installed"
+
+
+def test_a_peer_that_is_wrong_is_not_timed(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda layer, **_: lambda x: layer(x) + 1e-3)
+    with pytest.raises(AssertionError, match="compiled"):
+        peers.measure(TINY)
+
+
+def test_where_ours_is_slower_is_named():
+    row = peers.Row("1x2", "float32", "contiguous", 2.0, 1.0, 4.0, 1.0, 1.0, 1.0, None, None)
+    assert "Ours is slower: 1x2 than torch (0.50x)." in peers.table([row])
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (lambda norm: networks.generator(norm, width=4, blocks=1), (1, 3, 16, 16)),
+        (lambda norm: networks.UNet(norm, features=(4, 8, 8)), (1, 1, 8, 8, 8)),
+    ],
+)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_networks(build, shape, layout):
+    network = networks.Network(build, shape, lambda y: y.square().mean())
+    forward, training = networks.measure("tiny", network, layout, budget=0)
+    assert (forward.task, training.task) == ("forward", "training")
+    assert forward.share("ours") == (forward.ours - forward.none) / forward.ours
+    assert networks.table([forward, training]).count("| tiny |") == 2
+
+
+def test_a_part_alone_leaves_the_others_in_the_document(tmp_path, monkeypatch):
+    peer = peers.Row("1x2", "float32", "contiguous", 2.0, 1.0, 4.0, 1.0, 1.0, 1.0, None, 1.0)
+    network = networks.Row("tiny", "contiguous", "forward", 1.0, 2.0, 1.5, 1.25)
+    measured = {
+        "instance_norm": lambda: iter([instance_norm.measure(TINY)]),
+        "peers": lambda: iter([peer]),
+        "networks": lambda: iter([network]),
+    }
+    for name, rows in measured.items():
+        monkeypatch.setitem(PARTS, name, dataclasses.replace(PARTS[name], rows=rows))
+    threads = torch.get_num_threads()
+    try:
+        program.main(["--output", str(tmp_path)])
+        document = (tmp_path / "benchmarks.md").read_text()
+        program.main(["--output", str(tmp_path), "--only", "networks"])
+    finally:
+        torch.set_num_threads(threads)
+    assert (tmp_path / "benchmarks.md").read_text() == document
+    assert "| 1x2x4x4 |" in document
+    assert "| 1x2 | 2000000 | 1000000 (0.5x) |" in document
+    assert "| tiny | contiguous | forward | 1000 | 2000 | 50% |" in document
+
+
+def test_what_other_benchmarks_saved_is_refused(tmp_path):
+    (tmp_path / "benchmarks.csv").write_text("shape,dtype\n1x2,float32\n")
+    with pytest.raises(SystemExit, match="does not have the columns"):
+        program.main(["--output", str(tmp_path), "--only", "networks"])
