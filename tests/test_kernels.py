@@ -54,7 +54,7 @@ def all_kernels(
     x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor, tail: Tail = PLAIN
 ) -> dict[str, Tensor]:
     y, mean, var = cpu.normalize(x, weight, bias, 1e-5, tail)
-    dx, dresidual, dweight, dbias, sums, weighted_sums = cpu.normalize_backward(
+    dx, dresidual, dweight, dbias, (sums, weighted_sums) = cpu.normalize_backward(
         gradient, x, mean, var, weight, bias, 1e-5, tail, needs_residual=True
     )
     return {

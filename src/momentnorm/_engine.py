@@ -240,13 +240,14 @@ class _Normalize(torch.autograd.Function):
         else:
             # Without an activation no gradient depends on the values of these two, and their
             # owners may change them meanwhile.
-            ctx.save_for_backward(x, weight, None, None)
+            ctx.save_for_backward(x, weight)
         if residual is not None:  # autograd keeps it, and watches its version
             call.tail = call.tail._replace(residual=None) if call.tail.activation else PLAIN
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, residual = ctx.saved_tensors
+        x, weight, *activated_with = ctx.saved_tensors
+        bias, residual = activated_with or (None, None)
         call: _Call = ctx.call
         needs_dx, needs_dweight, needs_dbias, needs_dresidual, *_ = needs = ctx.needs_input_grad
         tail, pool, eps = call.tail, call.pool, call.eps
@@ -261,7 +262,7 @@ class _Normalize(torch.autograd.Function):
         if not (activated or needs_dx or needs_dweight or needs_dbias):
             pass  # the residual alone
         elif pool is INSTANCE and backend is not None and (needs_dx or activated):
-            dx, dresidual, dweight, dbias, _, _ = backend.normalize_backward(
+            dx, dresidual, dweight, dbias, _ = backend.normalize_backward(
                 gradient,
                 x,
                 *call.moments,

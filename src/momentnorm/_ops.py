@@ -99,14 +99,13 @@ _apply_gradient = _define(
 _normalize_backward = _define(
     "normalize_backward(Tensor gradient, Tensor x, Tensor mean, Tensor var, Tensor? weight, "
     f"Tensor? bias, float eps, {_TAIL}, bool needs_residual) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     lambda gradient, x, mean, var, weight, bias, *rest: (
         torch.empty_like(x),
         _like_if(rest[-1], x),
         _per_channel(x, weight, bias),
         _per_channel(x, weight, bias),
-        _grid(x),
-        _grid(x),
+        torch.stack((_grid(x), _grid(x))),
     ),
 )
 
@@ -175,7 +174,7 @@ def normalize_backward(
     eps: float,
     tail: Tail = PLAIN,
     needs_residual: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     dx, dresidual, *others = _normalize_backward(
         gradient, x, mean, var, weight, bias, eps, *_parts(tail), needs_residual
     )

@@ -53,7 +53,7 @@ class NormalizeBackward(torch.autograd.Function):
         backend: ModuleType,
         replay: Callable[..., list[Tensor | None]],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dx, _, _, _, sums, weighted_sums = backend.normalize_backward(
+        dx, _, _, _, (sums, weighted_sums) = backend.normalize_backward(
             gradient, x, mean, var, weight, None, eps
         )
         ctx.save_for_backward(gradient, x, weight, mean, var, sums, weighted_sums)

@@ -22,9 +22,10 @@ needs_residual=False)``
 ``normalize(x, weight, bias, eps, tail=PLAIN, out=None)``
     ``y, mean, var``: moments and apply in one visit of each plane, for the pool of one plane.
 ``normalize_backward(gradient, x, mean, var, weight, bias, eps, tail=PLAIN, needs_residual=False)``
-    Its backward: ``dx, g or None, dweight, dbias, sums, weighted_sums``, where dweight and dbias
-    are (C,), already summed over the samples, in the dtype of the weight, or else of the bias, or
-    else of the statistics. The value of the bias is only read with an activation.
+    Its backward: ``dx, g or None, dweight, dbias, sums``, where dweight and dbias are (C,), already
+    summed over the samples, in the dtype of the weight, or else of the bias, or else of the
+    statistics, and sums are those of ``gradient_sums``, (2, N, C). The value of the bias is only
+    read with an activation.
 
 ``out`` has x's shape, dtype and strides, and may be x itself. A residual may have other strides
 than x. Without an activation ``g`` is the gradient, so the engine passes no tail to a backward.

@@ -398,7 +398,7 @@ def normalize_backward(
     eps: float,
     tail: Tail = PLAIN,
     needs_residual: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     gradient = _laid_out_as(x, gradient)
     if weight is not None:
         weight = _readable(weight)
@@ -406,7 +406,7 @@ def normalize_backward(
         bias = _readable(bias)
     dx = _output(x)
     dresidual = _output(x) if needs_residual else None
-    sums, weighted_sums = _per_plane(x)
+    sums = torch.empty((2, *mean.shape), dtype=mean.dtype)
     parameters = _parameters(weight, bias)
     dweight = torch.empty(x.shape[1], dtype=parameters)
     dbias = torch.empty_like(dweight)
@@ -426,6 +426,6 @@ def normalize_backward(
         dweight.data_ptr(),
         dbias.data_ptr(),
         sums.data_ptr(),
-        weighted_sums.data_ptr(),
+        sums.data_ptr() + sums.nbytes // 2,
     )
-    return dx, dresidual, dweight, dbias, sums, weighted_sums
+    return dx, dresidual, dweight, dbias, sums

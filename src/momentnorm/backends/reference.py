@@ -181,7 +181,7 @@ def normalize_backward(
     eps: float,
     tail: Tail = PLAIN,
     needs_residual: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
     inverse_std, a = scale(None, var, eps), scale(weight, var, eps)
     forward = a, shift(bias, mean), tail
     sums, weighted_sums = gradient_sums(gradient, x, mean, *forward)
@@ -191,4 +191,4 @@ def normalize_backward(
     parameter = bias if weight is None else weight
     dtype = mean.dtype if parameter is None else parameter.dtype
     dweight, dbias = (weighted_sums * inverse_std).sum(0).to(dtype), sums.sum(0).to(dtype)
-    return dx, dresidual, dweight, dbias, sums, weighted_sums
+    return dx, dresidual, dweight, dbias, torch.stack((sums, weighted_sums))
