@@ -36,6 +36,8 @@ INSTANCE_NORM = """## InstanceNorm against torch's, and against a copy
 - *copy* is `y.copy_(x)` into an existing tensor: the time that the memory needs.
 - *into* writes into an existing output; *forward* allocates it, as torch does; *training* is
   forward and backward with gradients of x, weight and bias.
+- *forward* and *training* are called several times in a turn, so each finds the cache as it left it
+  itself.
 - torch returns a contiguous output for a channels_last input; ours stays channels_last.
 """
 

@@ -85,8 +85,9 @@ def measure(
     def run(layer: nn.Module) -> None:
         layer(x)
 
-    # The copy and the kernel alternate by themselves: each finds the cache as the other left it,
-    # not as a training step of torch did.
+    # The copy and the kernel alternate by themselves: each finds the cache as the other left it. Of
+    # the others each has turns of several calls, and finds it as it left it itself: torch's fresh
+    # pages would sweep the cache before each of our calls.
     memory: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(x)}
     backend = _dispatch.choose(x).backend
     if backend is not reference:
@@ -98,7 +99,8 @@ def measure(
             "torch_forward": lambda: run(theirs),
             "training": step(ours),
             "torch_training": step(theirs),
-        }
+        },
+        pause=0.01,
     )
     return Row(
         shape="x".join(map(str, shape)),

@@ -21,8 +21,9 @@ def interleaved(
     go on for ``budget`` seconds, and at least 9 times.
 
     A turn is one call. With a ``pause`` it is that many seconds of sleep, a call that is not
-    timed, and calls for as long as the sleep was. Peers with thread pools of their own need it: a
-    pool's threads spin for a while after a call, and would take a core from the next peer.
+    timed, and calls for as long as the sleep was. Then each peer finds the cache as it left it
+    itself. Peers with thread pools of their own need it too: a pool's threads spin for a while
+    after a call, and would take a core from the next peer.
     """
     order = list(calls.items())
     shuffle = random.Random(0).shuffle
