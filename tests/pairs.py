@@ -9,7 +9,16 @@ import momentnorm
 
 NAMES = ["InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"]
 LAZY_NAMES = ["Lazy" + name for name in NAMES]
+BATCH_NAMES = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
+LAZY_BATCH_NAMES = ["Lazy" + name for name in BATCH_NAMES]
 SHAPES = {"1d": (3, 4, 9), "2d": (3, 4, 5, 6), "3d": (3, 4, 2, 3, 4)}
+
+#: Of every class that we replace: what constructs one for 4 channels.
+CLASSES = {
+    **dict.fromkeys(NAMES + BATCH_NAMES, (4,)),
+    **dict.fromkeys(LAZY_NAMES + LAZY_BATCH_NAMES, ()),
+    "GroupNorm": (2, 4),
+}
 
 
 def pair(name="InstanceNorm2d", *args, **kwargs):

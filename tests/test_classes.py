@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import momentnorm
-from momentnorm.functional import instance_norm
-from pairs import LAZY_NAMES, NAMES, SHAPES, pair
+from momentnorm import functional
+from pairs import BATCH_NAMES, CLASSES, NAMES, SHAPES, pair
 
 #: What torch's have not: all by keyword, and off by default.
 OPTIONS = {
@@ -39,43 +39,62 @@ def _shared(ours):
     return [parameter for parameter in parameters if parameter.name not in OPTIONS]
 
 
-@pytest.mark.parametrize("name", NAMES + LAZY_NAMES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_signature_is_torchs(name):
     ours, theirs = getattr(momentnorm, name), getattr(nn, name)
     assert _shared(ours) == list(inspect.signature(theirs).parameters.values())
-    layer = ours() if name in LAZY_NAMES else ours(3)
-    reference = theirs() if name in LAZY_NAMES else theirs(3)
+    layer, reference = ours(*CLASSES[name]), theirs(*CLASSES[name])
     assert repr(layer) == repr(reference)
-    for attribute in ("eps", "momentum", "affine", "track_running_stats", "num_features"):
-        assert getattr(layer, attribute) == getattr(reference, attribute)
+    for attribute in vars(reference):
+        if attribute[0] != "_":
+            assert getattr(layer, attribute) == getattr(reference, attribute)
 
 
-def test_functional_signature_is_torchs():
-    theirs = inspect.signature(F.instance_norm).parameters.values()
-    for mine, right in zip(_shared(instance_norm), theirs, strict=True):
+@pytest.mark.parametrize("name", ["instance_norm", "batch_norm", "group_norm"])
+def test_functional_signature_is_torchs(name):
+    theirs = inspect.signature(getattr(F, name)).parameters.values()
+    for mine, right in zip(_shared(getattr(functional, name)), theirs, strict=True):
         assert (mine.name, mine.default, mine.kind) == (right.name, right.default, right.kind)
+
+
+@pytest.mark.parametrize("name", ["LayerNorm", "RMSNorm", "LocalResponseNorm"])
+def test_what_is_no_policy_on_planes_is_torchs_own(name):
+    assert getattr(momentnorm, name) is getattr(nn, name)
+    function = {"RMSNorm": "rms_norm", "LayerNorm": "layer_norm"}.get(name, "local_response_norm")
+    assert getattr(functional, function) is getattr(F, function)
+
+
+def test_everything_public_is_listed():
+    for module in (momentnorm, functional):
+        assert list(module.__all__) == sorted(module.__all__)
+        assert all(hasattr(module, name) for name in module.__all__)
+    assert set(CLASSES) <= set(momentnorm.__all__)
 
 
 @pytest.mark.skipif(
     "bias" not in inspect.signature(nn.InstanceNorm2d).parameters, reason="this torch has no bias="
 )
-def test_affine_without_bias_has_a_weight_alone(backend):
-    ours, theirs = pair("InstanceNorm2d", 4, affine=True, bias=False)
-    assert list(ours.state_dict()) == list(theirs.state_dict()) == ["weight"]
+@pytest.mark.parametrize("name", ["InstanceNorm2d", "BatchNorm2d", "GroupNorm"])
+def test_affine_without_bias_has_a_weight_alone(backend, name):
+    ours, theirs = pair(name, *CLASSES[name], affine=True, bias=False)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert [key for key, _ in ours.named_parameters()] == ["weight"]
     x = torch.randn(2, 4, 5, 5)
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-@pytest.mark.parametrize("name", NAMES + LAZY_NAMES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_classes_are_subclasses(name):
     assert issubclass(getattr(momentnorm, name), getattr(nn, name))
-    assert getattr(momentnorm, name)._version == getattr(nn, name)._version == 2
+    assert getattr(momentnorm, name)._version == getattr(nn, name)._version
 
 
 @pytest.mark.parametrize("tracking", [True, False])
 @pytest.mark.parametrize("affine", [True, False])
-def test_state_dict_goes_both_ways(backend, affine, tracking):
-    ours, theirs = pair("InstanceNorm2d", 4, affine=affine, track_running_stats=tracking)
+@pytest.mark.parametrize("name", ["InstanceNorm2d", "BatchNorm2d", "GroupNorm"])
+def test_state_dict_goes_both_ways(backend, name, affine, tracking):
+    options = {} if name == "GroupNorm" else {"track_running_stats": tracking}
+    ours, theirs = pair(name, *CLASSES[name], affine=affine, **options)
     x = torch.randn(2, 4, 5, 5)
     ours(x)
     assert list(ours.state_dict()) == list(theirs.state_dict())
@@ -127,15 +146,18 @@ def test_a_whole_model_loads_and_agrees(backend):
             torch.testing.assert_close(mine, right, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *BATCH_NAMES, "GroupNorm"])
 def test_pickles_and_copies(backend, name):
-    ours, _ = pair(name, 4, affine=True, track_running_stats=True)
-    x = torch.randn(SHAPES[name[-2:]])
-    ours(x)
-    ours.eval()
+    options = {} if name == "GroupNorm" else {"track_running_stats": True}
+    ours, theirs = pair(name, *CLASSES[name], affine=True, **options)
+    x = torch.randn(SHAPES.get(name[-2:], (3, 4, 5, 6)))
+    ours(x), theirs(x)
+    ours.eval(), theirs.eval()
     for twin in (pickle.loads(pickle.dumps(ours)), copy.deepcopy(ours), copy.copy(ours)):
         assert type(twin) is type(ours)
         assert torch.equal(twin(x), ours(x))
+    theirs.__class__ = type(ours)  # a layer that torch's constructor made
+    torch.testing.assert_close(pickle.loads(pickle.dumps(theirs))(x), ours(x))
 
 
 def test_code_that_looks_for_torchs_layers_finds_ours():
@@ -148,6 +170,18 @@ def test_code_that_looks_for_torchs_layers_finds_ours():
     assert [isinstance(module, norms) for module in model] == [False, True]
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # BatchNorm alone
     assert type(converted[1]) is momentnorm.InstanceNorm2d
+
+
+def test_batch_norm_converts_to_sync_batch_norm_and_folds_into_a_convolution(backend):
+    convolution, norm = nn.Conv2d(3, 4, 3), momentnorm.BatchNorm2d(4)
+    x = torch.randn(2, 3, 6, 6)
+    norm(convolution(x))
+    folded = nn.utils.fuse_conv_bn_eval(convolution.eval(), norm.eval())
+    torch.testing.assert_close(folded(x), norm(convolution(x)), rtol=1e-4, atol=1e-5)
+    (converted,) = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(norm))
+    assert type(converted) is nn.SyncBatchNorm
+    for name, value in norm.state_dict().items():
+        assert torch.equal(converted.state_dict()[name], value)
 
 
 def test_no_operator_hides_a_mutation():

@@ -35,7 +35,8 @@ def _cases(prefix=""):
     cases = []
     for info in module_db:
         name = info.module_cls.__name__
-        if name not in momentnorm.__all__:
+        ours = getattr(momentnorm, name, info.module_cls)
+        if ours is info.module_cls or (prefix and not hasattr(nn, prefix + name)):
             continue
         function = (
             partial(info.module_inputs_func, lazy=True) if prefix else info.module_inputs_func
@@ -45,8 +46,9 @@ def _cases(prefix=""):
             for case in function(
                 info, device="cpu", dtype=torch.float64, requires_grad=True, training=True
             )
-            # torch's lazy classes, and so ours, take the wrong dimension of unbatched input
-            if not (prefix and "no_batch" in case.desc)
+            # torch's lazy classes, and so ours, take the wrong dimension of unbatched input, and
+            # the catalogue gives lazy BatchNorms more positional arguments than they take
+            if not (prefix and ("no_batch" in case.desc or len(case.constructor_input.args) > 4))
         ]
     return cases
 
@@ -61,7 +63,7 @@ of_images_and_volumes = pytest.mark.parametrize(
     [
         case
         for case in _cases()
-        if case.values[0] != "InstanceNorm1d" and "no_batch" not in case.values[1].desc
+        if case.values[1].forward_input.args[0].dim() >= 4 and "no_batch" not in case.values[1].desc
     ],
 )
 in_both_modes = pytest.mark.parametrize("training", [True, False])
@@ -176,7 +178,7 @@ def test_non_contiguous_input_and_gradient(backend, name, case, training):
     layer = _ours(name, case, training=training)
     x = _x(case)
     scattered = noncontiguous(x).requires_grad_()
-    assert not scattered.is_contiguous()
+    assert not scattered.is_contiguous() or not x.numel()
     y, y_scattered = copy.deepcopy(layer)(x), layer(scattered)
     torch.testing.assert_close(y_scattered, y)
     gradient = torch.randn_like(y)
@@ -201,6 +203,8 @@ def test_factory_arguments(name, case):
         layer = getattr(momentnorm, name)(*arguments.args, **arguments.kwargs, device="meta")
         tensors = (*layer.parameters(), *layer.buffers())
         assert all(tensor.is_meta for tensor in tensors)
+        # an average of all batches needs to know their number
+        layer.train(getattr(layer, "momentum", 0) is not None)
         assert layer(_x(case, torch.float32).to("meta")).is_meta
         twin = layer.to_empty(device="cpu")
         twin.reset_parameters()
@@ -252,7 +256,8 @@ def test_training_and_eval_differ_only_with_tracking(backend, name, case):
     layer = _ours(name, case)
     x = _x(case)
     same = torch.equal(layer.train()(x), layer.eval()(x))
-    assert same == (not layer.track_running_stats)
+    tracking = getattr(layer, "track_running_stats", False)
+    assert same == (not tracking or not x.numel())
 
 
 @every_case

@@ -5,12 +5,22 @@ from importlib.metadata import version as _version
 from . import functional
 from ._dispatch import use_backend
 from .layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
     InstanceNorm1d,
     InstanceNorm2d,
     InstanceNorm3d,
+    LayerNorm,
+    LazyBatchNorm1d,
+    LazyBatchNorm2d,
+    LazyBatchNorm3d,
     LazyInstanceNorm1d,
     LazyInstanceNorm2d,
     LazyInstanceNorm3d,
+    LocalResponseNorm,
+    RMSNorm,
 )
 from .moments import Moments
 from .pool import Pool
@@ -18,14 +28,24 @@ from .pool import Pool
 __version__ = _version("momentnorm")
 
 __all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "LayerNorm",
+    "LazyBatchNorm1d",
+    "LazyBatchNorm2d",
+    "LazyBatchNorm3d",
     "LazyInstanceNorm1d",
     "LazyInstanceNorm2d",
     "LazyInstanceNorm3d",
+    "LocalResponseNorm",
     "Moments",
     "Pool",
+    "RMSNorm",
     "__version__",
     "functional",
     "use_backend",

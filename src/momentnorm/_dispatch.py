@@ -112,44 +112,22 @@ def kernels_see(*gradients: Tensor) -> bool:
 
 
 def check_operands(
+    function: str,
     input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    use_input_stats: bool,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
 ) -> None:
     """Raise what torch raises for operands that do not fit together, and name the fix."""
-    shape = input.shape
-    if use_input_stats:
-        if shape[2:].numel() == 1:
-            raise ValueError(
-                "Expected more than 1 spatial element when training, got input size "
-                f"{shape}: one element has no variance to divide by; use a larger input, or "
-                "track_running_stats=True and eval()"
-            )
-        if (running_mean is None) != (running_var is None):
-            raise ValueError(
-                "running_mean and running_var must either both be None or neither be None: "
-                "pass both, or none"
-            )
-    elif running_mean is None or running_var is None:
-        raise RuntimeError(
-            "Expected running_mean and running_var to be defined when use_input_stats is false: "
-            "pass both, or use_input_stats=True"
-        )
-    elif len(shape) < 2:
-        raise IndexError(
-            f"expected input of shape (N, C, *S), got {tuple(shape)}: add the missing dimensions"
-        )
     if input.dtype not in DTYPES:
         raise NotImplementedError(
-            f"instance_norm is not implemented for {input.dtype}: convert the input to "
+            f"{function} is not implemented for {input.dtype}: convert the input to "
             "float32, float64, bfloat16 or float16"
         )
     if input.layout is not torch.strided:
         raise RuntimeError(
-            f"instance_norm takes a dense input, not {input.layout}: convert it with .to_dense()"
+            f"{function} takes a dense input, not {input.layout}: convert it with .to_dense()"
         )
     if weight is not None:
         _check_parameter("weight", weight, input)
@@ -168,6 +146,81 @@ def check_operands(
                 f"mixed dtypes: running_mean is {running_mean.dtype} and running_var "
                 f"{running_var.dtype}: convert one to the dtype of the other"
             )
+
+
+def check_statistics_given(
+    option: str, of_input: bool, running_mean: Tensor | None, running_var: Tensor | None
+) -> None:
+    """Raise where one running statistic comes alone, or where both are needed and missing."""
+    if of_input:
+        if (running_mean is None) != (running_var is None):
+            raise ValueError(
+                "running_mean and running_var must either both be None or neither be None: "
+                "pass both, or none"
+            )
+    elif running_mean is None or running_var is None:
+        raise RuntimeError(
+            f"Expected running_mean and running_var to be defined when {option} is false: "
+            f"pass both, or {option}=True"
+        )
+
+
+def check_instance(input: Tensor, use_input_stats: bool) -> None:
+    """Raise where no instance of this input has statistics."""
+    if use_input_stats:
+        if input.shape[2:].numel() == 1:
+            raise ValueError(
+                "Expected more than 1 spatial element when training, got input size "
+                f"{input.shape}: one element has no variance to divide by; use a larger input, or "
+                "track_running_stats=True and eval()"
+            )
+    elif input.dim() < 2:
+        raise IndexError(
+            f"expected input of shape (N, C, *S), got {tuple(input.shape)}: add the missing "
+            "dimensions"
+        )
+
+
+def check_batch(input: Tensor, training: bool, eps: float) -> None:
+    """Raise where no channel of this batch has statistics, or eps cannot be divided by."""
+    shape = input.shape
+    if len(shape) < 2:
+        raise (IndexError if training else RuntimeError)(
+            f"expected input of shape (N, C) or (N, C, *S), got {tuple(shape)}: add the missing "
+            "dimensions"
+        )
+    if training and shape[0] * shape[2:].numel() == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {shape}: one "
+            "value has no variance to divide by; use a larger batch or input, or eval()"
+        )
+    if eps < 0 or (training and eps == 0):
+        sign, when = ("positive", " during training") if training else ("non-negative", "")
+        raise ValueError(f"batch_norm eps must be {sign}{when}, but got {eps}: pass such as 1e-5")
+
+
+def check_groups(input: Tensor, num_groups: int) -> None:
+    """Raise where the channels of this input are not so many groups, or groups of one value."""
+    shape = input.shape
+    if len(shape) < 2:
+        raise RuntimeError(
+            f"Expected at least 2 dimensions for input tensor but received {len(shape)}: "
+            "group_norm takes (N, C, *S); add the missing dimensions"
+        )
+    if isinstance(num_groups, bool) or not hasattr(num_groups, "__index__"):
+        raise TypeError(f"num_groups must be an int, not {type(num_groups).__name__}")
+    # Python raises its own error, torch's too, where there is no group at all.
+    if shape[0] * shape[1] // num_groups * shape[2:].numel() == 1:
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {shape} and "
+            f"num_groups={num_groups}: one value has no variance to divide by; use fewer groups, "
+            "or a larger input"
+        )
+    if num_groups < 0 or shape[1] % num_groups:
+        raise RuntimeError(
+            "Expected number of channels in input to be divisible by num_groups, but got "
+            f"{shape[1]} channels and num_groups={num_groups}: choose a divisor of {shape[1]}"
+        )
 
 
 def check_activation(activation: str) -> None:

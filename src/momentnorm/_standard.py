@@ -1,4 +1,4 @@
-"""``instance_norm`` in torch's standard operators, for graphs that leave the process.
+"""The functional forms in torch's standard operators, for graphs that leave the process.
 
 Exported, traced and scripted programs may run where momentnorm is not installed. TorchScript
 compiles what is here, so it is written in the Python that TorchScript knows.
@@ -45,12 +45,62 @@ def standard_instance_norm(
         y = F.instance_norm(
             x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
+    y = _followed(y, activation, negative_slope, residual)
+    if padding is not None:
+        y = y.masked_fill(padding, 0)
+    return _written(y, input, inplace, out)
+
+
+def standard_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    negative_slope: float,
+    residual: Tensor | None,
+    inplace: bool,
+    out: Tensor | None,
+) -> Tensor:
+    """:func:`momentnorm.functional.batch_norm`."""
+    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
+
+
+def standard_group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    negative_slope: float,
+    residual: Tensor | None,
+    inplace: bool,
+    out: Tensor | None,
+) -> Tensor:
+    """:func:`momentnorm.functional.group_norm`."""
+    y = F.group_norm(input, num_groups, weight, bias, eps)
+    return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
+
+
+def _followed(
+    y: Tensor, activation: str | None, negative_slope: float, residual: Tensor | None
+) -> Tensor:
+    """What follows a normalization."""
     if residual is not None:
         y = y + residual
     if activation is not None:
         y = activate(y, activation, negative_slope)
-    if padding is not None:
-        y = y.masked_fill(padding, 0)
+    return y
+
+
+def _written(y: Tensor, input: Tensor, inplace: bool, out: Tensor | None) -> Tensor:
+    """y, where it is wanted."""
     if inplace:
         return input.copy_(y)
     if out is not None:

@@ -1,17 +1,29 @@
-"""Stateless forms, with the signatures of ``torch.nn.functional``."""
+"""Stateless forms, with the signatures of ``torch.nn.functional``.
+
+``layer_norm``, ``rms_norm`` and ``local_response_norm`` are torch's own, here for completeness:
+their weights belong to elements, and their windows to neighbours, rather than to planes.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import layer_norm, local_response_norm, rms_norm
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _dispatch, _engine, _masks
-from ._standard import standard_instance_norm
+from ._standard import standard_batch_norm, standard_group_norm, standard_instance_norm
 from .backends import PLAIN, Tail
-from .pool import INSTANCE, Policy
+from .pool import BATCH, INSTANCE, Policy, Pool
 
-__all__ = ["instance_norm"]
+__all__ = [
+    "batch_norm",
+    "group_norm",
+    "instance_norm",
+    "layer_norm",
+    "local_response_norm",
+    "rms_norm",
+]
 
 
 def instance_norm(
@@ -113,9 +125,7 @@ def instance_norm(
         )
     if activation is not None:
         _dispatch.check_activation(activation)
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if tracing or torch.compiler.is_exporting():
-        # This graph may run where momentnorm is not installed: give it the standard operators.
+    if _leaves_the_process():
         return standard_instance_norm(
             input,
             running_mean,
@@ -135,19 +145,11 @@ def instance_norm(
         )
     if type(momentum) is not float or type(eps) is not float:
         momentum, eps = _dispatch.number("momentum", momentum), _dispatch.number("eps", eps)
-    _dispatch.check_operands(input, running_mean, running_var, weight, bias, use_input_stats)
-    tail = PLAIN
-    if activation is not None or residual is not None:
-        if residual is not None:
-            _dispatch.check_like_input("residual", residual, input)
-        slope = _dispatch.number("negative_slope", negative_slope)
-        tail = Tail(activation or "", slope, residual)
-    if inplace:
-        if out is not None:
-            raise ValueError("inplace=True writes over the input, and out= elsewhere: pass one")
-        out = input
-    if out is not None:
-        _dispatch.check_target(out, input, (input, weight, bias, residual), inplace)
+    _dispatch.check_instance(input, use_input_stats)
+    _dispatch.check_statistics_given("use_input_stats", use_input_stats, running_mean, running_var)
+    _dispatch.check_operands("instance_norm", input, weight, bias, running_mean, running_var)
+    tail = _checked_tail(input, activation, negative_slope, residual)
+    out = _checked_target(input, weight, bias, residual, inplace, out)
     x, valid = input, None
     pool: Policy = INSTANCE
     if mask is not None or lengths is not None:
@@ -181,6 +183,284 @@ def instance_norm(
         if out is not None:
             y = out.copy_(y)
     return y
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    inplace: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    r"""Normalize each channel by its mean and variance over the batch, or by the running ones.
+
+    .. math:: y = \phi\left(\frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma
+        + \beta + r\right)
+
+    In training the mean and the biased variance are taken over all samples and spatial elements of
+    one channel; otherwise they are ``running_mean`` and ``running_var`` (Ioffe and Szegedy, *Batch
+    Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift*, arXiv
+    1502.03167). Semantics, signature and errors are those of
+    :func:`torch.nn.functional.batch_norm`; the memory layout of the input is kept. The keyword
+    arguments are ours, and are those of :func:`instance_norm`; there are no masks here, since
+    samples of different lengths would have different shares in one mean.
+
+    Args:
+        input: the feature map, (N, C) or (N, C, \*S); float32, float64, bfloat16 or float16.
+        running_mean: (C,), or None. Updated in place where ``training``, used otherwise.
+        running_var: (C,), or None. Like ``running_mean``; holds the unbiased variance.
+        weight: gamma, (C,), or None for ones. In the input's dtype, or float32 with a half type.
+        bias: beta, (C,), or None for zeros. In the weight's dtype.
+        training: normalize with statistics of the input, rather than the running ones.
+        momentum: the share that this batch has in the new running statistics.
+        eps: added to the variance.
+        activation: "relu", "leaky_relu", "silu", "gelu" (exact, by erf), "tanh", "sigmoid" or None.
+        negative_slope: of "leaky_relu".
+        residual: added before the activation; in the input's shape, dtype and device.
+        inplace: write the output over the input. Where autograd would have to record the call
+            that is an error.
+        out: a tensor of the input's shape, dtype and device to write the output into, with the
+            same restriction. It may be the input, or lie apart from it.
+
+    Returns:
+        The normalized feature map, with the input's shape, dtype and memory layout; ``input``
+        itself with ``inplace``, ``out`` itself where given.
+
+    Raises:
+        ValueError: one value per channel, in training; one running statistic without the other; an
+            eps that is negative, or 0 in training; an unknown activation; two options that exclude
+            each other.
+        IndexError: fewer than two dimensions, in training.
+        RuntimeError: no running statistics, in evaluation; operands whose shapes, dtypes or devices
+            do not fit together; ``inplace`` or ``out`` where an operand requires grad, or where the
+            tensor cannot be written over.
+        NotImplementedError: a dtype that is not one of the four.
+
+    >>> x = torch.tensor([[1.0, 6.0], [9.0, 4.0]])  # means 5 and 5, variances 16 and 1
+    >>> batch_norm(x, None, None, training=True)
+    tensor([[-1.0000,  1.0000],
+            [ 1.0000, -1.0000]])
+    """
+    operands = (input, running_mean, running_var, weight, bias, residual, out)
+    if has_torch_function_variadic(*operands):
+        return handle_torch_function(
+            batch_norm,
+            operands,
+            input,
+            running_mean,
+            running_var,
+            weight=weight,
+            bias=bias,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            activation=activation,
+            negative_slope=negative_slope,
+            residual=residual,
+            inplace=inplace,
+            out=out,
+        )
+    if activation is not None:
+        _dispatch.check_activation(activation)
+    if _leaves_the_process():
+        return standard_batch_norm(
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training,
+            momentum,
+            eps,
+            activation,
+            negative_slope,
+            residual,
+            inplace,
+            out,
+        )
+    if type(momentum) is not float or type(eps) is not float:
+        momentum, eps = _dispatch.number("momentum", momentum), _dispatch.number("eps", eps)
+    _dispatch.check_batch(input, training, eps)
+    _dispatch.check_statistics_given("training", training, running_mean, running_var)
+    _dispatch.check_operands("batch_norm", input, weight, bias, running_mean, running_var)
+    tail = _checked_tail(input, activation, negative_slope, residual)
+    out = _checked_target(input, weight, bias, residual, inplace, out)
+    x, written = input, out
+    vectors = input.dim() == 2
+    if vectors:  # a batch of vectors is one sample, whose elements are the batch
+        x = input.t().unsqueeze(0)
+        if residual is not None:
+            tail = tail._replace(residual=residual.t().unsqueeze(0))
+        written = None if out is None else out.t().unsqueeze(0)
+    if training:
+        pool = INSTANCE if vectors else BATCH
+        y, mean, var = _engine.normalize(
+            x, weight, bias, pool=pool, eps=eps, tail=tail, out=written
+        )
+        if running_mean is not None and running_var is not None and input.numel():
+            mean, var = pool(mean, var)
+            count = x.shape[0] * x.shape[2:].numel()
+            _move_towards(running_mean, mean[0], momentum)
+            _move_towards(running_var, var[0] * (count / (count - 1)), momentum)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        y = _engine.normalize_with(
+            x, running_mean, running_var, weight, bias, eps=eps, tail=tail, out=written
+        )
+    if out is not None:
+        return out
+    return y.squeeze(0).t() if vectors else y
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+    inplace: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    r"""Normalize each group of channels of each sample by its own mean and variance.
+
+    .. math:: y = \phi\left(\frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma
+        + \beta + r\right)
+
+    where the mean and the biased variance are taken over the spatial elements of C / ``num_groups``
+    neighbouring channels of one sample (Wu and He, *Group Normalization*, arXiv 1803.08494). As
+    many groups as channels are Instance Normalization; one group is Layer Normalization over
+    (C, \*S), with a weight and a bias per channel. Semantics, signature and errors are those of
+    :func:`torch.nn.functional.group_norm`; the memory layout of the input is kept. The keyword
+    arguments are ours.
+
+    Args:
+        input: the feature map, (N, C) or (N, C, \*S); float32, float64, bfloat16 or float16.
+        num_groups: a divisor of C.
+        weight: gamma, (C,), or None for ones. In the input's dtype, or float32 with a half type.
+        bias: beta, (C,), or None for zeros. In the weight's dtype.
+        eps: added to the variance.
+        activation: as in :func:`batch_norm`, and so are ``negative_slope``, ``residual``,
+            ``inplace`` and ``out``.
+
+    Returns:
+        The normalized feature map, with the input's shape, dtype and memory layout; ``input``
+        itself with ``inplace``, ``out`` itself where given.
+
+    Raises:
+        ValueError: groups of one value, in one sample; an unknown activation; two options that
+            exclude each other.
+        RuntimeError: fewer than two dimensions; a number of channels that ``num_groups`` does not
+            divide; operands whose shapes, dtypes or devices do not fit together; ``inplace`` or
+            ``out`` where an operand requires grad, or where the tensor cannot be written over.
+        ZeroDivisionError: no groups.
+        NotImplementedError: a dtype that is not one of the four.
+
+    >>> x = torch.tensor([[[1.0, 6.0], [9.0, 4.0]]])  # mean 5, variance 8.5
+    >>> group_norm(x, 1)
+    tensor([[[-1.3720,  0.3430],
+             [ 1.3720, -0.3430]]])
+    """
+    operands = (input, weight, bias, residual, out)
+    if has_torch_function_variadic(*operands):
+        return handle_torch_function(
+            group_norm,
+            operands,
+            input,
+            num_groups,
+            weight=weight,
+            bias=bias,
+            eps=eps,
+            activation=activation,
+            negative_slope=negative_slope,
+            residual=residual,
+            inplace=inplace,
+            out=out,
+        )
+    if activation is not None:
+        _dispatch.check_activation(activation)
+    if _leaves_the_process():
+        return standard_group_norm(
+            input,
+            num_groups,
+            weight,
+            bias,
+            eps,
+            activation,
+            negative_slope,
+            residual,
+            inplace,
+            out,
+        )
+    if type(eps) is not float:
+        eps = _dispatch.number("eps", eps)
+    _dispatch.check_groups(input, num_groups)
+    _dispatch.check_operands("group_norm", input, weight, bias)
+    tail = _checked_tail(input, activation, negative_slope, residual)
+    out = _checked_target(input, weight, bias, residual, inplace, out)
+    x, written = input, out
+    vectors = input.dim() == 2
+    if vectors:  # planes of one element
+        x = input.unsqueeze(2)
+        if residual is not None:
+            tail = tail._replace(residual=residual.unsqueeze(2))
+        written = None if out is None else out.unsqueeze(2)
+    pool = Pool(1, max(1, input.shape[1] // num_groups))  # an empty input has no channels
+    y, _, _ = _engine.normalize(x, weight, bias, pool=pool, eps=eps, tail=tail, out=written)
+    if out is not None:
+        return out
+    return y.squeeze(2) if vectors else y
+
+
+def _leaves_the_process() -> bool:
+    """Whether this is a graph that may run where momentnorm is not installed.
+
+    It gets the standard operators.
+    """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_exporting()
+
+
+def _checked_tail(
+    input: Tensor, activation: str | None, negative_slope: float, residual: Tensor | None
+) -> Tail:
+    if activation is None and residual is None:
+        return PLAIN
+    if residual is not None:
+        _dispatch.check_like_input("residual", residual, input)
+    slope = _dispatch.number("negative_slope", negative_slope)
+    return Tail(activation or "", slope, residual)
+
+
+def _checked_target(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    inplace: bool,
+    out: Tensor | None,
+) -> Tensor | None:
+    """What the output is written into, where that is asked for."""
+    if inplace:
+        if out is not None:
+            raise ValueError("inplace=True writes over the input, and out= elsewhere: pass one")
+        out = input
+    if out is not None:
+        _dispatch.check_target(out, input, (input, weight, bias, residual), inplace)
+    return out
 
 
 def _move_towards(running: Tensor, batch: Tensor, share: float | Tensor) -> None:

@@ -86,3 +86,6 @@ class Pool:
 
 #: One plane, one pool: Instance Normalization.
 INSTANCE = Pool(samples=1, channels=1)
+
+#: One channel of all samples, one pool: Batch Normalization.
+BATCH = Pool(samples=None, channels=1)

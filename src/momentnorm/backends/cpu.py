@@ -197,7 +197,8 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
 
 def _layout(x: Tensor) -> int | None:
     if x.is_contiguous():
-        return _CHANNELS_FIRST
+        # Planes of one element lie in both ways, and are read faster as a row of channels.
+        return _CHANNELS_LAST if x.shape[2:].numel() == 1 else _CHANNELS_FIRST
     memory_format = _CHANNELS_LAST_FORMATS.get(x.dim())
     if memory_format is None:
         return _CHANNELS_LAST if x.movedim(1, -1).is_contiguous() else None
