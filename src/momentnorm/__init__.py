@@ -14,6 +14,7 @@ from .layers import (
 )
 from .moments import Moments
 from .pool import Pool
+from .relatives import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
 
 __version__ = _version("momentnorm")
 
@@ -26,6 +27,9 @@ __all__ = [
     "LazyInstanceNorm3d",
     "Moments",
     "Pool",
+    "SwitchableNorm1d",
+    "SwitchableNorm2d",
+    "SwitchableNorm3d",
     "__version__",
     "functional",
     "use_backend",

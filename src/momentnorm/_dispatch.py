@@ -89,6 +89,9 @@ def transform_in_progress(*operands: Tensor | None) -> str | None:
         return "inside a torch.func transform"
     if torch.autograd.forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or torch.compiler.is_exporting():
+        return "in a graph that may run where momentnorm is not installed"
     compiling = torch.compiler.is_compiling()  # the compiler's tensors are none of the below
     if not compiling and torch._C._len_torch_dispatch_stack():
         return "inside a torch dispatch mode"
@@ -142,14 +145,29 @@ def check_operands(
         raise IndexError(
             f"expected input of shape (N, C, *S), got {tuple(shape)}: add the missing dimensions"
         )
+    check_feature_map("instance_norm", input, weight, bias)
+    if running_mean is not None and running_var is not None:
+        _check_statistic("running_mean", running_mean, input)
+        _check_statistic("running_var", running_var, input)
+        if running_mean.dtype != running_var.dtype:
+            raise RuntimeError(
+                f"mixed dtypes: running_mean is {running_mean.dtype} and running_var "
+                f"{running_var.dtype}: convert one to the dtype of the other"
+            )
+
+
+def check_feature_map(
+    function: str, input: Tensor, weight: Tensor | None, bias: Tensor | None
+) -> None:
+    """Raise for an input that no function takes, and for parameters that do not fit to it."""
     if input.dtype not in DTYPES:
         raise NotImplementedError(
-            f"instance_norm is not implemented for {input.dtype}: convert the input to "
+            f"{function} is not implemented for {input.dtype}: convert the input to "
             "float32, float64, bfloat16 or float16"
         )
     if input.layout is not torch.strided:
         raise RuntimeError(
-            f"instance_norm takes a dense input, not {input.layout}: convert it with .to_dense()"
+            f"{function} takes a dense input, not {input.layout}: convert it with .to_dense()"
         )
     if weight is not None:
         _check_parameter("weight", weight, input)
@@ -159,14 +177,6 @@ def check_operands(
             raise RuntimeError(
                 f"mixed dtypes: weight is {weight.dtype} and bias {bias.dtype}: "
                 "convert one to the dtype of the other"
-            )
-    if running_mean is not None and running_var is not None:
-        _check_statistic("running_mean", running_mean, input)
-        _check_statistic("running_var", running_var, input)
-        if running_mean.dtype != running_var.dtype:
-            raise RuntimeError(
-                f"mixed dtypes: running_mean is {running_mean.dtype} and running_var "
-                f"{running_var.dtype}: convert one to the dtype of the other"
             )
 
 
