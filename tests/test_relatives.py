@@ -16,7 +16,16 @@ from torch.autograd import gradcheck, gradgradcheck
 import momentnorm
 import stand_in
 from layouts import LAYOUTS
-from momentnorm import Pool, SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d, use_backend
+from momentnorm import (
+    IBN,
+    BatchInstanceNorm2d,
+    ContrastNorm2d,
+    Pool,
+    SwitchableNorm1d,
+    SwitchableNorm2d,
+    SwitchableNorm3d,
+    use_backend,
+)
 from momentnorm.functional import pooled_norm
 from tolerances import GRADIENT, OUTPUT, assert_within
 
@@ -313,6 +322,228 @@ def test_compiles_into_one_graph(training):
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), twin(x))
     torch.testing.assert_close(layer.running_var, twin.running_var)
+
+
+# Batch-Instance Normalization
+
+
+def _gated(layer, x):
+    """y, as the authors compute it: batch normalization plus instance normalization."""
+    weight = torch.ones_like(layer.gate) if layer.weight is None else layer.weight
+    mean, var = layer.running_mean, layer.running_var
+    running = () if mean is None else (mean.clone(), var.clone())
+    batch = F.batch_norm(
+        x,
+        *(running or (None, None)),
+        weight * layer.gate,
+        layer.bias,
+        layer.training or not running,
+        eps=layer.eps,
+    )
+    return batch + F.instance_norm(x, weight=weight * (1 - layer.gate), eps=layer.eps)
+
+
+def _with_gates(layer):
+    _randomize(layer)
+    with torch.no_grad():
+        layer.gate.copy_(torch.linspace(0, 1, len(layer.gate)))
+    return layer
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}])
+def test_batch_instance_norm_is_its_formula(backend, training, layout, options):
+    layer = _with_gates(BatchInstanceNorm2d(6, **options)).train(training)
+    twin = copy.deepcopy(layer).double()
+    x = LAYOUTS[layout](3 * torch.randn(4, 6, 5, 4) + 2).requires_grad_()
+    leaf = x.detach().double().contiguous().requires_grad_()
+    z = _gated(twin, leaf)
+    with torch.no_grad():
+        assert_within(copy.deepcopy(layer)(x), z, OUTPUT)
+    y = layer(x)
+    assert_within(y, z, OUTPUT)
+    gradient = torch.randn_like(y)
+    found = torch.autograd.grad(y, [x, *layer.parameters()], gradient)
+    wanted = torch.autograd.grad(z, [leaf, *twin.parameters()], gradient.double())
+    for mine, right in zip(found, wanted, strict=True):
+        assert_within(mine, right, GRADIENT)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_instance_norm_has_derivatives_of_both_orders(backend, training):
+    layer = _randomize(BatchInstanceNorm2d(2).double()).train(training)
+    with torch.no_grad():
+        layer.gate.copy_(torch.tensor([0.3, 0.8]))
+    x = torch.randn(2, 2, 3, 1, dtype=torch.float64, requires_grad=True)
+
+    def function(x, *parameters):
+        named = dict(zip(dict(layer.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(copy.deepcopy(layer), named, (x,))
+
+    operands = x, *(p.detach().clone().requires_grad_() for p in layer.parameters())
+    assert gradcheck(function, operands)
+    assert gradgradcheck(function, operands)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_batch_instance_norm_has_the_running_statistics_of_batch_norm(backend, momentum):
+    layer = BatchInstanceNorm2d(3, momentum=momentum)
+    theirs = torch.nn.BatchNorm2d(3, momentum=momentum)
+    for step in range(3):
+        x = torch.randn(2, 3, 4, 5) + step
+        layer(x), theirs(x)
+    state = layer.state_dict()
+    assert torch.equal(state.pop("gate"), torch.ones(3))
+    assert list(state) == list(theirs.state_dict())
+    for name, value in theirs.state_dict().items():
+        torch.testing.assert_close(state[name], value)
+    layer.eval()(x)
+    assert layer.num_batches_tracked == 3
+
+
+def test_gates_are_clamped_as_after_each_step():
+    layer = BatchInstanceNorm2d(3)
+    gates = torch.tensor([-0.5, 0.4, 1.5])
+    x = torch.randn(2, 3, 4, 4)
+    layer.gate.data.copy_(gates)
+    y = layer.eval()(x)
+    assert torch.equal(layer.gate, gates)  # evaluation changes nothing
+    y.square().sum().backward()
+    layer.clamp_gate()
+    assert torch.equal(layer.gate, gates.clamp(0, 1))
+    assert torch.equal(layer(x), y)
+    layer.gate.data.copy_(gates)
+    layer.train()(x)
+    assert torch.equal(layer.gate, gates.clamp(0, 1))
+
+
+def test_a_gate_at_its_border_can_leave_it():
+    layer = BatchInstanceNorm2d(3)
+    layer.gate.data.copy_(torch.tensor([-0.5, 0.0, 1.0]))
+    layer(torch.randn(2, 3, 4, 4)).pow(3).sum().backward()
+    assert layer.gate.grad.all()
+
+
+def test_two_forwards_before_a_backward():
+    layer = _with_gates(BatchInstanceNorm2d(3).double())
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    (layer(x) * layer(x + 1)).sum().backward()
+    assert layer.gate.grad.isfinite().all()
+
+
+def test_kernels_do_what_needs_no_gradient_of_the_gate():
+    layer, x = BatchInstanceNorm2d(3), torch.randn(2, 3, 4, 4)
+    layer.gate.requires_grad_(False)
+    with use_backend("stand_in"):
+        stand_in.calls.clear()
+        layer(x.requires_grad_()).sum().backward()
+        assert stand_in.calls == ["moments", "apply", "gradient_sums", "apply_gradient"]
+
+
+def test_batch_instance_norm_survives_a_pickle():
+    layer = _with_gates(BatchInstanceNorm2d(3)).eval()
+    x = torch.randn(2, 3, 4, 4)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
+    layer.reset_parameters()
+    assert (layer.gate == 1).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (2, 3, 4)])
+def test_batch_instance_norm_refuses(shape):
+    with pytest.raises(ValueError, match=r"more than 1 spatial element|expected 4D input"):
+        BatchInstanceNorm2d(3)(torch.randn(shape))
+
+
+# IBN
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(("ratio", "first"), [(0.5, 3), (0.3, 2)])
+def test_ibn_is_instance_norm_beside_batch_norm(backend, training, layout, ratio, first):
+    layer = _randomize(IBN(7, ratio)).train(training)
+    twin = copy.deepcopy(layer).double()
+    x = LAYOUTS[layout](torch.randn(4, 7, 5, 4) + 2).requires_grad_()
+    leaf = x.detach().double().contiguous().requires_grad_()
+    z = torch.cat(
+        (
+            F.instance_norm(leaf[:, :first], weight=twin.IN.weight, bias=twin.IN.bias),
+            F.batch_norm(
+                leaf[:, first:],
+                twin.BN.running_mean.clone(),
+                twin.BN.running_var.clone(),
+                twin.BN.weight,
+                twin.BN.bias,
+                training,
+            ),
+        ),
+        1,
+    )
+    y = layer(x)
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y.double(), z, rtol=1e-5, atol=1e-5)
+    gradient = torch.randn_like(y)
+    found = torch.autograd.grad(y, [x, *layer.parameters()], gradient)
+    wanted = torch.autograd.grad(z, [leaf, *twin.parameters()], gradient.double())
+    for mine, right in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine.double(), right, rtol=1e-4, atol=1e-4)
+
+
+def test_checkpoints_of_ibn_are_the_authors():
+    assert {name: tuple(value.shape) for name, value in IBN(7).state_dict().items()} == {
+        "IN.weight": (3,),
+        "IN.bias": (3,),
+        "BN.weight": (4,),
+        "BN.bias": (4,),
+        "BN.running_mean": (4,),
+        "BN.running_var": (4,),
+        "BN.num_batches_tracked": (),
+    }
+
+
+def test_ibn_refuses():
+    for ratio in (0, 0.1, 1):
+        with pytest.raises(ValueError, match="both norms need a channel"):
+            IBN(4, ratio)
+    with pytest.raises(RuntimeError, match="split_with_sizes"):
+        IBN(4)(torch.randn(2, 5, 3, 3))
+
+
+# Contrast normalization
+
+
+@pytest.mark.parametrize("layout", LAYOUT_NAMES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_contrast_norm_is_its_formula(layout, dtype):
+    x = LAYOUTS[layout](torch.rand(2, 3, 5, 4).to(dtype))
+    z = torch.stack(
+        [
+            torch.stack([plane / (plane.sum() + 0.5) for plane in sample])
+            for sample in x.double().contiguous()
+        ]
+    )
+    y = ContrastNorm2d(eps=0.5)(x)
+    assert_within(y, z, OUTPUT)
+    if layout != "sliced":
+        assert y.stride() == x.stride()
+
+
+def test_contrast_norm_has_derivatives_of_both_orders():
+    x = torch.rand(2, 2, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(ContrastNorm2d(), x)
+    assert gradgradcheck(ContrastNorm2d(), x)
+
+
+def test_a_sum_of_zero():
+    x = torch.zeros(1, 2, 2, 2)
+    x[0, 1] = torch.tensor([[1.0, -1.0], [0.0, 0.0]])
+    assert ContrastNorm2d()(x)[0, 0].isnan().all()
+    assert ContrastNorm2d()(x)[0, 1, 0].isinf().all()
+    assert torch.equal(ContrastNorm2d(eps=0.5)(x), 2 * x)
+    assert repr(ContrastNorm2d()) == "ContrastNorm2d(eps=0.0)"
+    with pytest.raises(ValueError, match="expected 4D input"):
+        ContrastNorm2d()(x[0])
 
 
 # A norm of one's own

@@ -14,11 +14,21 @@ from .layers import (
 )
 from .moments import Moments
 from .pool import Pool
-from .relatives import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3d
+from .relatives import (
+    IBN,
+    BatchInstanceNorm2d,
+    ContrastNorm2d,
+    SwitchableNorm1d,
+    SwitchableNorm2d,
+    SwitchableNorm3d,
+)
 
 __version__ = _version("momentnorm")
 
 __all__ = [
+    "IBN",
+    "BatchInstanceNorm2d",
+    "ContrastNorm2d",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",

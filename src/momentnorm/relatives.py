@@ -1,4 +1,4 @@
-"""Relatives of Instance Normalization: its statistics mixed with those of others.
+"""Relatives of Instance Normalization: its statistics mixed with others, or replaced by a sum.
 
 Each layer has the parameters and buffers of its authors' code, by the same names and in the same
 shapes, so that their checkpoints load.
@@ -13,9 +13,17 @@ from torch import Tensor, nn
 
 from . import functional
 from .backends import reference
+from .layers import InstanceNorm2d
 from .pool import Pool
 
-__all__ = ["SwitchableNorm1d", "SwitchableNorm2d", "SwitchableNorm3d"]
+__all__ = [
+    "IBN",
+    "BatchInstanceNorm2d",
+    "ContrastNorm2d",
+    "SwitchableNorm1d",
+    "SwitchableNorm2d",
+    "SwitchableNorm3d",
+]
 
 _LAYER = Pool(samples=1, channels=None)
 _BATCH = Pool(samples=None, channels=1)
@@ -321,3 +329,219 @@ class SwitchableNorm3d(_SwitchableNorm):
         last_gamma: bool = False,
     ) -> None:
         super().__init__(num_features, eps, momentum, using_moving_average, using_bn, last_gamma)
+
+
+@dataclass(frozen=True, eq=False)
+class _Gated:
+    r"""A policy: per channel, a gate's share of batch and the rest of instance normalization.
+
+    Both are lines in x, so their mixture is one: with the inverse deviations :math:`s_b, s_i`,
+
+    .. math:: \rho (x - \mu_b) s_b + (1 - \rho) (x - \mu_i) s_i = (x - \mu) s, \qquad
+        s = \rho s_b + (1 - \rho) s_i, \quad
+        \mu = \frac{\rho s_b \mu_b + (1 - \rho) s_i \mu_i}{s}
+
+    The variance that it returns, :math:`1 / s^2`, has eps inside.
+
+    Args:
+        gate: rho, (C,), in [0, 1].
+        eps: added to both variances.
+        running: the batch's moments, (C,), where they are not those of the input.
+    """
+
+    gate: Tensor
+    eps: float
+    running: tuple[Tensor, Tensor] | None
+
+    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        batch_mean, batch_var = _BATCH(mean, var) if self.running is None else self.running
+        gate = self.gate.to(mean.dtype)
+        of_batch = gate * torch.rsqrt(batch_var + self.eps)
+        of_instance = (1 - gate) * torch.rsqrt(var + self.eps)
+        inverse_std = of_batch + of_instance
+        # From one of the two means, so that nothing large is divided.
+        pooled_mean = mean + (batch_mean - mean) * (of_batch / inverse_std)
+        return pooled_mean, inverse_std**-2
+
+
+class BatchInstanceNorm2d(nn.modules.batchnorm._NormBase):
+    r"""Batch-Instance Normalization: each channel learns how much style to keep.
+
+    .. math:: y = \left(\rho \, \hat x^{(B)} + (1 - \rho) \, \hat x^{(I)}\right) \cdot \gamma
+        + \beta
+
+    where :math:`\hat x^{(B)}` is normalized over the batch, or in evaluation by the running
+    statistics, and :math:`\hat x^{(I)}` over each plane (Nam and Kim, *Batch-Instance Normalization
+    for Adaptively Style-Invariant Neural Networks*, arXiv 1805.07925). The gate rho is a parameter
+    ``gate``, (C,), that starts at 1: batch normalization alone.
+
+    The authors clamp the gates to [0, 1] after every step of the optimizer. Here every training
+    forward begins with that (:meth:`clamp_gate`), which is the same: no forward sees another gate,
+    and each step starts from a clamped one. After the last step call it once more, if the gates
+    themselves are to be read; evaluation uses them clamped, and changes nothing.
+
+    The gates need gradients, so a training step is made of torch's own operators; without
+    gradients, and where the gates are frozen, the kernels do it.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats: as in
+            :class:`torch.nn.BatchNorm2d`, and so are the parameters and the buffers.
+
+    It is no subclass of torch's BatchNorm: what replaces those by others would lose the gate.
+
+    Shape:
+        (N, C, H, W), and the output alike, in the input's memory layout.
+
+    Raises:
+        ValueError: one pixel a plane; another number of dimensions.
+        RuntimeError: another number of channels, or a dtype that does not fit the parameters'.
+
+    >>> layer = BatchInstanceNorm2d(3)
+    >>> layer(torch.randn(2, 3, 8, 8)).shape
+    torch.Size([2, 3, 8, 8])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats)
+        self.gate = nn.Parameter(torch.ones(num_features))
+
+    def reset_parameters(self) -> None:
+        """As torch's; and all gates open."""
+        super().reset_parameters()
+        if hasattr(self, "gate"):  # torch's constructor calls this before there is one
+            nn.init.ones_(self.gate)
+
+    @torch.no_grad()
+    def clamp_gate(self) -> None:
+        """Put every gate that has left [0, 1] back to its border."""
+        self.gate.clamp_(0, 1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() != 4:
+            raise ValueError(
+                f"expected 4D input (got {input.dim()}D input): BatchInstanceNorm2d takes "
+                "(N, C, H, W)"
+            )
+        count = input.shape[2:].numel()
+        if count == 1:
+            raise ValueError(
+                f"expected more than 1 spatial element, got input size {tuple(input.shape)}: "
+                "instance normalization would leave nothing of one element; use a larger input"
+            )
+        running = None
+        if not self.training and self.running_mean is not None and self.running_var is not None:
+            dtype = reference.statistics_dtype(input)
+            running = _copy(self.running_mean, dtype), _copy(self.running_var, dtype)
+        if self.training:
+            self.clamp_gate()
+        # A copy, since the next forward may clamp the gate before this one's backward.
+        gate = self.gate.clone().clamp(0, 1)
+        y, mean, var = functional._pooled_norm(
+            input, self.weight, self.bias, _Gated(gate, self.eps, running), eps=0.0
+        )
+        if self.training and self.running_mean is not None and input.numel():
+            self._remember(mean, var, input.shape[0] * count)
+        return y
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share: float | Tensor = (
+            1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
+        )
+        mean, var = _BATCH(mean, var)
+        functional._move_towards(self.running_mean, mean[0], share)
+        functional._move_towards(self.running_var, var[0] * _unbiased(count), share)
+
+
+class IBN(nn.Module):
+    """Instance normalization of the first channels, batch normalization of the others.
+
+    Of C channels the first ``int(C * ratio)`` go through an affine InstanceNorm2d, ``IN``, and the
+    rest through a BatchNorm2d, ``BN`` (Pan, Luo, Shi and Tang, *Two at Once: Enhancing Learning and
+    Generalization Capacities via IBN-Net*, arXiv 1807.09441). The names are those of the authors'
+    checkpoints.
+
+    Args:
+        num_features: C, the number of channels.
+        ratio: the share of the channels that is instance normalized.
+
+    Shape:
+        (N, C, H, W), and the output alike, in the input's memory layout.
+
+    Raises:
+        ValueError: ``ratio`` leaves one of the two without channels, when constructed; one pixel a
+            plane, in training or evaluation.
+        RuntimeError: another number of channels.
+
+    >>> IBN(4)(torch.randn(2, 4, 8, 8)).shape
+    torch.Size([2, 4, 8, 8])
+    """
+
+    def __init__(self, num_features: int, ratio: float = 0.5) -> None:
+        super().__init__()
+        first = int(num_features * ratio)
+        if not 0 < first < num_features:
+            raise ValueError(
+                f"ratio={ratio} of {num_features} channels is {first}: both norms need a channel; "
+                "choose another ratio, or InstanceNorm2d or BatchNorm2d alone"
+            )
+        self.num_features = num_features
+        self.instance_channels = first
+        self.IN = InstanceNorm2d(first, affine=True)
+        self.BN = nn.BatchNorm2d(num_features - first)
+
+    def forward(self, input: Tensor) -> Tensor:
+        # Copies, in the input's own layout: half of the channels are not together in memory.
+        sizes = self.instance_channels, self.num_features - self.instance_channels
+        first, rest = (part.clone() for part in torch.split(input, sizes, 1))
+        return torch.cat((self.IN(first), self.BN(rest)), 1)
+
+
+class ContrastNorm2d(nn.Module):
+    r"""Divide each plane by its sum: the normalization of contrast that InstanceNorm grew from.
+
+    .. math:: y_{tijk} = \frac{x_{tijk}}{\sum_{l,m} x_{tilm} + \epsilon}
+
+    (Ulyanov, Vedaldi and Lempitsky, *Instance Normalization: The Missing Ingredient for Fast
+    Stylization*, arXiv 1607.08022, where there is no eps). Made of torch's own operators; it has no
+    parameters.
+
+    Args:
+        eps: added to the sum. By default 0, which is the paper's equation: a plane that sums to 0
+            then becomes infinite or NaN. A small eps makes a plane of zeros 0, and is meant for
+            planes without negative numbers; where there are some, a sum may as well meet -eps.
+
+    Shape:
+        (N, C, H, W), and the output alike, in the input's memory layout.
+
+    >>> ContrastNorm2d()(torch.tensor([[[[1.0, 3.0], [4.0, 2.0]]]]))
+    tensor([[[[0.1000, 0.3000],
+              [0.4000, 0.2000]]]])
+    """
+
+    def __init__(self, eps: float = 0.0) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def extra_repr(self) -> str:
+        return f"eps={self.eps}"
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() != 4:
+            raise ValueError(
+                f"expected 4D input (got {input.dim()}D input): ContrastNorm2d takes (N, C, H, W)"
+            )
+        dtype = reference.statistics_dtype(input)
+        sums = input.sum((2, 3), keepdim=True, dtype=dtype)
+        return (input / (sums + self.eps)).to(input.dtype)
