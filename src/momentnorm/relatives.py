@@ -503,7 +503,7 @@ class IBN(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         # Copies, in the input's own layout: half of the channels are not together in memory.
-        sizes = self.instance_channels, self.num_features - self.instance_channels
+        sizes = [self.instance_channels, self.num_features - self.instance_channels]
         first, rest = (part.clone() for part in torch.split(input, sizes, 1))
         return torch.cat((self.IN(first), self.BN(rest)), 1)
 
