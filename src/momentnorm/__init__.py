@@ -24,13 +24,24 @@ from .layers import (
 )
 from .moments import Moments
 from .pool import Pool
+from .relatives import (
+    IBN,
+    BatchInstanceNorm2d,
+    ContrastNorm2d,
+    SwitchableNorm1d,
+    SwitchableNorm2d,
+    SwitchableNorm3d,
+)
 
 __version__ = _version("momentnorm")
 
 __all__ = [
+    "IBN",
+    "BatchInstanceNorm2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ContrastNorm2d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -46,6 +57,9 @@ __all__ = [
     "Moments",
     "Pool",
     "RMSNorm",
+    "SwitchableNorm1d",
+    "SwitchableNorm2d",
+    "SwitchableNorm3d",
     "__version__",
     "functional",
     "use_backend",

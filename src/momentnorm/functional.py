@@ -22,6 +22,7 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "local_response_norm",
+    "pooled_norm",
     "rms_norm",
 ]
 
@@ -466,3 +467,93 @@ def _checked_target(
 def _move_towards(running: Tensor, batch: Tensor, share: float | Tensor) -> None:
     """``running += share * (batch - running)``, in place, rounded once to its own dtype."""
     running.copy_(torch.lerp(running.to(batch.dtype), batch, share))
+
+
+def pooled_norm(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    pool: Policy,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> Tensor:
+    r"""Normalize with moments that a function of yours has pooled.
+
+    .. math:: y = \phi\left(\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \gamma
+        + \beta + r\right), \qquad (\mu, \sigma^2) = \mathrm{pool}(E[x], \mathrm{Var}[x])
+
+    where E and Var (biased) are those of each plane, one channel of one sample. Gradients of both
+    orders, memory layouts and transforms follow from the policy. The kernels do the arithmetic,
+    unless the policy has parameters that want a gradient: then the call is made of torch's own
+    operators.
+
+    Args:
+        input: the feature map, (N, C, \*S) with at least one spatial dimension; float32, float64,
+            bfloat16 or float16.
+        weight: gamma, (C,), or None for ones. In the input's dtype, or float32 with a half type.
+        bias: beta, (C,), or None for zeros. In the weight's dtype.
+        pool: a policy: a :class:`momentnorm.Pool`, or any function that takes ``(mean, var)``, each
+            (N, C) and float64 where the device has it, and returns the two that each plane is
+            normalized with: (N, C), or what broadcasts to it. It is called again in the backward,
+            so it should depend on nothing that changes in between, and have no side effect.
+        eps: added to the pooled variance.
+        activation, negative_slope, residual: as in :func:`instance_norm`.
+
+    Returns:
+        The normalized feature map, with the input's shape, dtype and memory layout.
+
+    Raises:
+        ValueError: fewer than three dimensions; an unknown activation.
+        RuntimeError: operands whose shapes, dtypes or devices do not fit together.
+        NotImplementedError: a dtype that is not one of the four.
+
+    >>> x = torch.tensor([[[1.0, 3.0], [2.0, 6.0]]])
+    >>> pooled_norm(x, pool=lambda mean, var: (0 * mean, var + mean**2))  # by root mean squares
+    tensor([[[0.4472, 1.3416],
+             [0.4472, 1.3416]]])
+    """
+    operands = (input, weight, bias, residual)
+    if has_torch_function_variadic(*operands):
+        return handle_torch_function(
+            pooled_norm,
+            operands,
+            input,
+            weight=weight,
+            bias=bias,
+            pool=pool,
+            eps=eps,
+            activation=activation,
+            negative_slope=negative_slope,
+            residual=residual,
+        )
+    y, _, _ = _pooled_norm(input, weight, bias, pool, eps, activation, negative_slope, residual)
+    return y
+
+
+def _pooled_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    pool: Policy,
+    eps: float,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`pooled_norm`, and the moments of each plane before pooling, outside autograd."""
+    if input.dim() < 3:
+        raise ValueError(
+            f"expected a feature map (N, C, *S), got shape {tuple(input.shape)}: "
+            "add the missing dimensions"
+        )
+    # A pool may span more than one plane, so planes of one element are welcome.
+    _dispatch.check_operands("pooled_norm", input, weight, bias)
+    if activation is not None:
+        _dispatch.check_activation(activation)
+    tail = _checked_tail(input, activation, negative_slope, residual)
+    return _engine.normalize(
+        input, weight, bias, pool=pool, eps=_dispatch.number("eps", eps), tail=tail
+    )
