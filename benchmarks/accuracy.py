@@ -115,13 +115,13 @@ class Sums:
 #: additions in a lane, which count as 2 sqrt(512), about one element.
 NOISE = {torch.float32: Sums(20, 0.25), torch.float64: Sums(45, 1.0)}
 
-#: Of any data: no rounding makes up for another, and of n elements, m have a mean within
-#: sqrt(n / m - 1) standard deviations of the mean of all.
+#: Of any data: no rounding makes up for another, and a block whose origin is more than two standard
+#: deviations from its mean is added again, about that mean.
 ANY = {
-    (torch.float32, "contiguous"): Sums(20, math.sqrt(8192 / 1024 - 1)),
-    (torch.float32, "channels_last"): Sums(20, math.sqrt(2048 / 16 - 1)),
-    (torch.float64, "contiguous"): Sums(519, math.sqrt(8192 - 1)),
-    (torch.float64, "channels_last"): Sums(151, math.sqrt(2048 / 16 - 1)),
+    (torch.float32, "contiguous"): Sums(20, 2.0),
+    (torch.float32, "channels_last"): Sums(20, 2.0),
+    (torch.float64, "contiguous"): Sums(519, 2.0),
+    (torch.float64, "channels_last"): Sums(151, 2.0),
 }
 
 #: Elements of a block; in channels_last at least as many with up to 4 channels.
@@ -656,12 +656,12 @@ dx:
 
 The constants above are for noise. The origin is a mean of elements at a block's beginning: 1024 of
 8192 in contiguous float32, 16 of a column's 2048 in channels_last, one in contiguous float64. If
-these are unlike all others, `d` is up to `sqrt(7)`, `sqrt(127)` and `sqrt(8191)`. And where all
-others are equal, so are their roundings, and none makes up for another: in float64 `C` is then
+these are unlike all others, it may lie far from the block's mean; a block with more than 2 stds
+between them is added again about the mean just found, so `d` is 2 at most. And where all others are
+equal, so are their roundings, and none makes up for another: in float64 `C` is then
 {any_contiguous} u (channels_last: {any_channels_last} u). The bound with these constants is
-for any data, and far wider. Only these bands were measured against it:
-planes of {band_size} elements have one
-value, but for the first 1, 128 or 1024, which have another:
+for any data, and wider. Only these bands were measured against it: planes of {band_size}
+elements have one value, but for the first 1, 128 or 1024, which have another:
 
 {bands}
 ## Where torch is closer
