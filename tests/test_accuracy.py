@@ -73,6 +73,8 @@ def test_errors_of_planes_that_begin_otherwise_are_within_the_bound(dtype, layou
     for length in (1, 128, 1024):
         for row in accuracy.measure_band(dtype, layout, length):
             assert row.share <= 1, row
+            if dtype == torch.float32:  # about the first origin alone, up to 28
+                assert row.ours <= 5, row
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
