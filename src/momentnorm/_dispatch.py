@@ -89,9 +89,6 @@ def transform_in_progress(*operands: Tensor | None) -> str | None:
         return "inside a torch.func transform"
     if torch.autograd.forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if tracing or torch.compiler.is_exporting():
-        return "in a graph that may run where momentnorm is not installed"
     compiling = torch.compiler.is_compiling()  # the compiler's tensors are none of the below
     if not compiling and torch._C._len_torch_dispatch_stack():
         return "inside a torch dispatch mode"

@@ -59,7 +59,7 @@ def normalize(
         # the parameters of a policy that learns need autograd through all of it.
         backend = None
     if backend is None:
-        y, mean, var = _composite(x, weight, bias, pool, eps, tail)
+        y, mean, var = composite(x, weight, bias, pool, eps, tail)
     elif backend is not _ops and _needs_gradient(x, weight, bias, tail.residual):
         call = _Call(tail, pool, eps, backend)
         y = _apply_normalize(x, weight, bias, tail.residual, call)
@@ -162,7 +162,7 @@ def _pooled(pool: Policy, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     return pooled_mean.expand(mean.shape), pooled_var.expand(mean.shape)
 
 
-def _composite(
+def composite(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, pool: Policy, eps: float, tail: Tail
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same formula in torch's own operators: every transform of torch works on it."""
@@ -324,7 +324,7 @@ def _formula(
     tail: Tail,
 ) -> Tensor:
     """y in torch's own operators, of the operands that autograd knows."""
-    return _composite(x, weight, bias, pool, eps, tail._replace(residual=residual))[0]
+    return composite(x, weight, bias, pool, eps, tail._replace(residual=residual))[0]
 
 
 def _activated(
@@ -489,7 +489,7 @@ def _replay_backward(
         scale = torch.ones_like(bias) if weight is None else weight.to(mean_dtype)
         x = x if x.requires_grad else x.view_as(x).requires_grad_()
         scale = scale if scale.requires_grad else scale.detach().requires_grad_()
-        y, _, _ = _composite(x, scale, bias, INSTANCE, eps, PLAIN)
+        y, _, _ = composite(x, scale, bias, INSTANCE, eps, PLAIN)
         return torch.autograd.grad(y, (x, scale, bias), gradient, create_graph=True)
 
     x = operands[1]

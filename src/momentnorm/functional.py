@@ -554,6 +554,7 @@ def _pooled_norm(
     if activation is not None:
         _dispatch.check_activation(activation)
     tail = _checked_tail(input, activation, negative_slope, residual)
-    return _engine.normalize(
-        input, weight, bias, pool=pool, eps=_dispatch.number("eps", eps), tail=tail
-    )
+    eps = _dispatch.number("eps", eps)
+    if _leaves_the_process():
+        return _engine.composite(input, weight, bias, pool, eps, tail)
+    return _engine.normalize(input, weight, bias, pool=pool, eps=eps, tail=tail)

@@ -102,11 +102,11 @@ class _SwitchableNorm(nn.Module):
     def __init__(
         self,
         num_features: int,
-        eps: float,
-        momentum: float,
-        using_moving_average: bool,
-        using_bn: bool,
-        last_gamma: bool,
+        eps: float = 1e-5,
+        momentum: float = 0.997,
+        using_moving_average: bool = True,
+        using_bn: bool = True,
+        last_gamma: bool = False,
     ) -> None:
         super().__init__()
         self.num_features = num_features
@@ -317,17 +317,6 @@ class SwitchableNorm3d(_SwitchableNorm):
     """
 
     _spatial_dimensions = 3
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float = 0.997,
-        using_moving_average: bool = True,
-        using_bn: bool = True,
-        last_gamma: bool = False,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, using_moving_average, using_bn, last_gamma)
 
 
 @dataclass(frozen=True, eq=False)
