@@ -4,6 +4,8 @@ from importlib.metadata import version as _version
 
 from . import functional
 from ._dispatch import use_backend
+from .convert import accelerate, restore
+from .factory import get_norm_layer, register_norm_layer
 from .layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -23,6 +25,7 @@ from .layers import (
     RMSNorm,
 )
 from .moments import Moments
+from .patching import patch
 from .pool import Pool
 from .relatives import (
     IBN,
@@ -32,6 +35,7 @@ from .relatives import (
     SwitchableNorm2d,
     SwitchableNorm3d,
 )
+from .sequential import Sequential
 
 __version__ = _version("momentnorm")
 
@@ -57,10 +61,16 @@ __all__ = [
     "Moments",
     "Pool",
     "RMSNorm",
+    "Sequential",
     "SwitchableNorm1d",
     "SwitchableNorm2d",
     "SwitchableNorm3d",
     "__version__",
+    "accelerate",
     "functional",
+    "get_norm_layer",
+    "patch",
+    "register_norm_layer",
+    "restore",
     "use_backend",
 ]
