@@ -324,7 +324,7 @@ def _conflict(module: nn.Module) -> str:
     """What a module has that its new class would change, or ""."""
     theirs = _torchs(type(module))
     assert theirs is not None
-    ours = _names(_OURS[theirs], theirs)
+    ours = _names(_OURS[theirs], theirs) | {"__reduce__", "__reduce_ex__"}
     own = _names(type(module), theirs)
     if "forward" in own:
         return "it has a forward of its own"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 from torch.overrides import (
     TorchFunctionMode,
     _get_current_function_mode_stack,
@@ -38,10 +40,11 @@ class patch(TorchFunctionMode):  # noqa: N801 - used as a function
     nest, in each other and in other modes.
 
     A mode belongs to its thread, as ``torch.no_grad()`` does. Other threads, those of
-    ``DataParallel`` too, need their own; the threads of a backward have it. What a checkpoint
-    computes again, in a backward outside of the block, is torch's then, and torch raises an error:
-    put the backward inside too. Every other call of a torch function takes about two microseconds
-    more. :func:`momentnorm.accelerate` costs nothing, but sees layers alone.
+    ``DataParallel`` too, need their own. What a checkpoint computes again is ours where
+    ``loss.backward()`` is called inside the block; outside of it, and in ``torch.autograd.grad``,
+    it is torch's, and torch raises an error about the difference. Every other call of a torch
+    function takes about two microseconds more. :func:`momentnorm.accelerate` costs nothing, but
+    sees layers alone.
 
     ``torch.compile`` sees the patch, and compiles apart for inside and outside.
     ``torch.jit.script`` does not: scripts keep torch's functions. Traces and exports get torch's
@@ -64,10 +67,14 @@ class patch(TorchFunctionMode):  # noqa: N801 - used as a function
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _OURS and not types:
+        if func in _OURS and all(kind in (Tensor, Parameter) for kind in types):
             x = args[0] if args else kwargs.get("input")
             if isinstance(x, Tensor) and not no_kernel(x):
                 func = _OURS[func]
+        elif func is Tensor.backward:
+            # A mode is off inside its own call, but what a checkpoint computes again is ours too.
+            with self:
+                return _backward(*args, **kwargs)
         return func(*args, **kwargs)
 
     def start(self) -> patch:
@@ -91,3 +98,14 @@ class patch(TorchFunctionMode):  # noqa: N801 - used as a function
             later.append(mode)
         for mode in reversed(later):
             _push_mode(mode)  # type: ignore[no-untyped-call]
+
+
+def _backward(
+    tensor: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """``Tensor.backward``, which no mode sees."""
+    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
