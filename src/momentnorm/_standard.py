@@ -7,8 +7,10 @@ compiles what is here, so it is written in the Python that TorchScript knows.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+# By name, so that they are torch's under momentnorm.patch() too.
+from torch.nn.functional import batch_norm, group_norm, instance_norm
 
 from ._masks import valid_elements
 from .backends.reference import activate
@@ -42,7 +44,7 @@ def standard_instance_norm(
     if padding is not None and use_input_stats:
         y = _masked(x, padding, running_mean, running_var, weight, bias, momentum, eps)
     else:
-        y = F.instance_norm(
+        y = instance_norm(
             x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
     y = _followed(y, activation, negative_slope, residual)
@@ -67,7 +69,7 @@ def standard_batch_norm(
     out: Tensor | None,
 ) -> Tensor:
     """:func:`momentnorm.functional.batch_norm`."""
-    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+    y = batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
     return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
 
 
@@ -84,7 +86,7 @@ def standard_group_norm(
     out: Tensor | None,
 ) -> Tensor:
     """:func:`momentnorm.functional.group_norm`."""
-    y = F.group_norm(input, num_groups, weight, bias, eps)
+    y = group_norm(input, num_groups, weight, bias, eps)
     return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
 
 

@@ -2,54 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import threading
+from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
-from torch.overrides import (
-    TorchFunctionMode,
-    _get_current_function_mode_stack,
-    _pop_mode,
-    _push_mode,
-)
 
 from . import functional
 from .convert import no_kernel
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
 __all__ = ["patch"]
 
 #: layer_norm and rms_norm are not here, since momentnorm has torch's own.
-_OURS = {
-    F.instance_norm: functional.instance_norm,
-    F.batch_norm: functional.batch_norm,
-    F.group_norm: functional.group_norm,
-}
+_NAMES = ("instance_norm", "batch_norm", "group_norm")
+
+#: Guards the three below.
+_lock = threading.Lock()
+_depth = 0  # how many patches have started and not ended
+_active = False  # whether there are any: apart, since compiled code is made for each value
+_before: dict[str, Any] = {}  # what stood in torch.nn.functional when the first one started
 
 
-class patch(TorchFunctionMode):  # noqa: N801 - used as a function
+class patch:  # noqa: N801 - used as a function
     """Under this, ``torch.nn.functional``'s instance, batch and group norm are ours.
 
-    For models that call them directly, ``with momentnorm.patch(): ...``. ``patch().start()`` and
+    For models that call them directly: ``with momentnorm.patch(): ...``. ``patch().start()`` and
     ``.stop()`` do the same without a block, and ``patch(permanent=True)`` has started already.
+    Patches nest, and the last to end, by an exception or not, puts back what was there.
 
-    It is a mode of torch's (:class:`torch.overrides.TorchFunctionMode`), and no change of the
-    module: every call is seen, whoever holds the function under whatever name, and nothing is left
-    behind, by an exception either. So ``torch.nn``'s own layers compute with ours as well. Patches
-    nest, in each other and in other modes.
+    It replaces three attributes of the module ``torch.nn.functional``. So
 
-    A mode belongs to its thread, as ``torch.no_grad()`` does. Other threads, those of
-    ``DataParallel`` too, need their own. What a checkpoint computes again is ours where
-    ``loss.backward()`` is called inside the block; outside of it, and in ``torch.autograd.grad``,
-    it is torch's, and torch raises an error about the difference. Every other call of a torch
-    function takes about two microseconds more. :func:`momentnorm.accelerate` costs nothing, but
-    sees layers alone.
+    - it is for the whole process: other threads, and the backward, see it too. Start it before the
+      threads that are to use it. What a checkpoint computes again in a backward after the block is
+      torch's, and torch raises an error about the difference: put the backward inside;
+    - ``torch.nn``'s own layers compute with ours as well, since they call these functions;
+    - who imported a function by its name before, ``from torch.nn.functional import batch_norm``,
+      has torch's. Who does so inside has torch's again after the last patch;
+    - inputs that no kernel takes (:func:`momentnorm.use_backend` says otherwise) and tensor
+      subclasses, those of torch.fx among them, go to torch's functions;
+    - ``torch.compile`` sees it, and compiles apart for inside and outside; start it outside of what
+      is compiled. ``torch.jit.script`` does not: scripts keep torch's functions. Traces and
+      exports get torch's standard operators.
 
-    ``torch.compile`` sees the patch, and compiles apart for inside and outside.
-    ``torch.jit.script`` does not: scripts keep torch's functions. Traces and exports get torch's
-    standard operators. Inputs that no kernel takes are left to torch's function, and so are tensor
-    subclasses, those of torch.fx among them.
+    :func:`momentnorm.accelerate` does more for models made of layers: it computes activations in
+    the same pass, and reports.
+
+    Raises:
+        RuntimeError: ``stop`` without ``start``.
 
     >>> import torch
     >>> x = torch.tensor([[[255.0, 255.0, 255.0]]])
@@ -59,53 +64,65 @@ class patch(TorchFunctionMode):  # noqa: N801 - used as a function
     """
 
     def __init__(self, *, permanent: bool = False) -> None:
-        super().__init__()
+        self._started = 0
         if permanent:
             self.start()
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _OURS and all(kind in (Tensor, Parameter) for kind in types):
-            x = args[0] if args else kwargs.get("input")
-            if isinstance(x, Tensor) and not no_kernel(x):
-                func = _OURS[func]
-        elif func is Tensor.backward:
-            # A mode is off inside its own call, but what a checkpoint computes again is ours too.
-            with self:
-                return _backward(*args, **kwargs)
-        return func(*args, **kwargs)
-
     def start(self) -> patch:
-        """Patch this thread until :meth:`stop`; the patch itself."""
-        self.__enter__()  # type: ignore[no-untyped-call]
+        """Patch until :meth:`stop`; the patch itself."""
+        global _depth, _active
+        # torch's compiler, as it is imported (an optimizer imports it too), makes a list of torch's
+        # functions, and leaves these whole: ours are not to be in it.
+        import torch._dynamo  # noqa: F401
+
+        with _lock:
+            self._started += 1
+            _depth += 1
+            if _depth == 1:
+                for name, function in _PATCHED.items():
+                    _before[name] = getattr(F, name)
+                    setattr(F, name, function)
+                _active = True
         return self
 
     def stop(self) -> None:
-        """Undo :meth:`start`, whatever has started since.
+        """Undo one :meth:`start`."""
+        global _depth, _active
+        with _lock:
+            if not self._started:
+                raise RuntimeError("this patch has not been started: call start() before stop()")
+            self._started -= 1
+            _depth -= 1
+            if _depth == 0:
+                _active = False
+                for name, function in _PATCHED.items():
+                    if getattr(F, name) is function:  # else somebody has wrapped it since
+                        setattr(F, name, _before[name])
 
-        Raises:
-            RuntimeError: this patch has not started, or in another thread.
-        """
-        modes = _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-        if not any(mode is self for mode in modes):
-            raise RuntimeError(
-                "this patch is not in force in this thread: call start() before, in the same thread"
-            )
-        later = []
-        while (mode := _pop_mode()) is not self:  # type: ignore[no-untyped-call]
-            later.append(mode)
-        for mode in reversed(later):
-            _push_mode(mode)  # type: ignore[no-untyped-call]
+    def __enter__(self) -> patch:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
 
 
-def _backward(
-    tensor: Tensor,
-    gradient: Tensor | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Any = None,
-) -> None:
-    """``Tensor.backward``, which no mode sees."""
-    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
+def _patched(name: str) -> Callable[..., Any]:
+    theirs = getattr(F, name)
+
+    @functools.wraps(theirs)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        x = args[0] if args else kwargs.get("input")
+        if _active and type(x) in (Tensor, Parameter) and not no_kernel(x):
+            return getattr(functional, name)(*args, **kwargs)
+        return theirs(*args, **kwargs)
+
+    call.__prepare_scriptable__ = lambda: theirs  # type: ignore[attr-defined]
+    return call
+
+
+_PATCHED = {name: _patched(name) for name in _NAMES}
