@@ -116,10 +116,10 @@ def _patched(name: str) -> Callable[..., Any]:
 
     @functools.wraps(theirs)
     def call(*args: Any, **kwargs: Any) -> Any:
-        x = args[0] if args else kwargs.get("input")
-        if _active and type(x) in (Tensor, Parameter) and not no_kernel(x):
-            return getattr(functional, name)(*args, **kwargs)
-        return theirs(*args, **kwargs)
+        x: Any = args[0] if args else kwargs.get("input")
+        if not _active or type(x) not in (Tensor, Parameter) or no_kernel(x):
+            return theirs(*args, **kwargs)
+        return getattr(functional, name)(*args, **kwargs)
 
     call.__prepare_scriptable__ = lambda: theirs  # type: ignore[attr-defined]
     return call
