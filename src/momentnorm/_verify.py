@@ -33,10 +33,6 @@ MODEL_POWER = 1 / 3
 #: Times are medians of so many runs, after one that is not counted.
 RUNS = 5
 
-#: Of all random numbers. Not one that inputs are likely to be drawn with: a gradient that is the
-#: input itself has no part that a normalization lets through.
-SEED = 160708022
-
 #: Activations have a kink at 0, where a rounding decides about a gradient. So none is sent through
 #: values that are closer to it than this part of the largest.
 KINK = 1e-3
@@ -190,7 +186,6 @@ class Trial:
         """One run, of which only the caller's own hooks can know."""
         with_gradients = self.with_gradients and torch.is_grad_enabled()
         with _undisturbed(self.model), torch.set_grad_enabled(with_gradients):
-            torch.manual_seed(SEED)
             inputs = tree_map_only(Tensor, _leaf, self.inputs)
             # A copy, since some models begin by writing over their input.
             given = tree_map_only(Tensor, Tensor.clone, inputs)
@@ -243,7 +238,7 @@ def _leaf(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put buffers and torch's random generators back to what they were."""
+    """Put buffers and torch's random generators back: so every run has the same numbers, too."""
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()

@@ -61,10 +61,11 @@ def get_norm_layer(
         ValueError: an unknown name or activation; a layer that there is not for so many dimensions.
         TypeError: an option that the layer does not have.
 
-    >>> get_norm_layer("instance", affine=True)(16)
-    InstanceNorm2d(16, eps=1e-05, momentum=0.1, affine=True, track_running_stats=False)
-    >>> get_norm_layer(("group", {"num_groups": 8}), dimensions=3)(16)
-    GroupNorm(8, 16, eps=1e-05, affine=True)
+    >>> norm_layer = get_norm_layer("instance", affine=True)
+    >>> norm_layer(16)(torch.randn(1, 16, 8, 8)).shape
+    torch.Size([1, 16, 8, 8])
+    >>> get_norm_layer(("group", {"num_groups": 8}), dimensions=3)(16).num_groups
+    8
     """
     if not isinstance(name, str):
         name, options = _pair(name, options)
