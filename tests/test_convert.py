@@ -217,6 +217,8 @@ def test_subclasses_that_left_the_forward_alone_become_subclasses_of_both():
     x = torch.randn(2, 4, 5, 5)
     for net in (model, twin, torch.jit.script(twin)):
         close([net(x)], [theirs(x)])
+    (row,) = accelerate(model).rows
+    assert (row.why_not, row.fused) == ("momentnorm's already", "ReLU")
     restore(twin)
     assert types(twin) == types(theirs)
 
@@ -670,6 +672,19 @@ def test_inputs_of_all_kinds():
     assert torch.equal(x, kept)
     assert x.grad is None
     assert accelerate(nn.GroupNorm(2, 4), verify=(x,)).verification.right
+
+
+class Detached(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(x).detach()
+
+
+def test_outputs_without_gradients():
+    assert accelerate(Detached(), verify=torch.randn(2, 3, 4, 4)).verification.gradients == 0
 
 
 def _wrong(function, error):

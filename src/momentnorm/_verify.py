@@ -212,6 +212,8 @@ def _gradients(outputs: list[Tensor], inputs: Any, model: nn.Module) -> list[Ten
     ends = [output for output in outputs if output.requires_grad]
     sources = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     sources = [source for source in (*sources, *model.parameters()) if source.requires_grad]
+    if not ends:
+        return []
     gradients = [torch.randn_like(end) for end in ends]
     found = torch.autograd.grad(ends, sources, gradients, allow_unused=True)
     return [
