@@ -13,7 +13,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _dispatch, _engine, _masks
 from ._standard import standard_batch_norm, standard_group_norm, standard_instance_norm
-from .backends import PLAIN, Tail
+from .backends import PLAIN, Tail, reference
 from .pool import BATCH, INSTANCE, Policy, Pool
 
 __all__ = [
@@ -151,22 +151,22 @@ def instance_norm(
     _dispatch.check_operands("instance_norm", input, weight, bias, running_mean, running_var)
     tail = _checked_tail(input, activation, negative_slope, residual)
     out = _checked_target(input, weight, bias, residual, inplace, out)
-    x, valid = input, None
-    pool: Policy = INSTANCE
+    x, valid, masked = input, None, None
     if mask is not None or lengths is not None:
         valid = _masks.checked_valid_elements(input, mask, lengths)
-        x, pool = _masks.fill(input, valid)
+        x, masked = _masks.fill(input, valid)
         if residual is not None:
             tail = tail._replace(residual=torch.where(valid, residual, 0))
     written = out if valid is None else None
     if use_input_stats:
-        y, mean, var = _engine.normalize(
-            x, weight, bias, pool=pool, eps=eps, tail=tail, out=written
-        )
+        if masked is None:
+            y, mean, var = _engine.normalize(x, weight, bias, eps=eps, tail=tail, out=written)
+        else:
+            y, mean, var = _engine.normalize_by(masked, x, weight, bias, eps=eps, tail=tail)
         if running_mean is not None and running_var is not None and input.numel():
             share: float | Tensor = momentum
-            if isinstance(pool, _masks.Masked):
-                mean, var, samples = pool.of_batch(mean, var)
+            if masked is not None:
+                mean, var, samples = masked.of_batch(mean, var)
                 share = momentum * (samples > 0).to(mean.dtype)
             else:
                 count = input.shape[2:].numel()
@@ -308,7 +308,6 @@ def batch_norm(
             x, weight, bias, pool=pool, eps=eps, tail=tail, out=written
         )
         if running_mean is not None and running_var is not None and input.numel():
-            mean, var = pool(mean, var)
             count = x.shape[0] * x.shape[2:].numel()
             _move_towards(running_mean, mean[0], momentum)
             _move_towards(running_var, var[0] * (count / (count - 1)), momentum)
@@ -485,20 +484,19 @@ def pooled_norm(
     .. math:: y = \phi\left(\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \gamma
         + \beta + r\right), \qquad (\mu, \sigma^2) = \mathrm{pool}(E[x], \mathrm{Var}[x])
 
-    where E and Var (biased) are those of each plane, one channel of one sample. Gradients of both
-    orders, memory layouts and transforms follow from the policy. The kernels do the arithmetic,
-    unless the policy has parameters that want a gradient: then the call is made of torch's own
-    operators.
+    where E and Var (biased) are those of each plane, one channel of one sample. Gradients of all
+    orders, memory layouts and transforms follow from the policy, and the kernels do the arithmetic.
 
     Args:
         input: the feature map, (N, C, \*S) with at least one spatial dimension; float32, float64,
             bfloat16 or float16.
-        weight: gamma, (C,), or None for ones. In the input's dtype, or float32 with a half type.
-        bias: beta, (C,), or None for zeros. In the weight's dtype.
+        weight: gamma, (C,), or (N, C) for one of each sample, or None for ones. In the input's
+            dtype, or float32 with a half type.
+        bias: beta, (C,) or (N, C), or None for zeros. In the weight's dtype.
         pool: a policy: a :class:`momentnorm.Pool`, or any function that takes ``(mean, var)``, each
             (N, C) and float64 where the device has it, and returns the two that each plane is
-            normalized with: (N, C), or what broadcasts to it. It is called again in the backward,
-            so it should depend on nothing that changes in between, and have no side effect.
+            normalized with: (N, C), or what broadcasts to it. Made of torch's differentiable
+            operators; parameters that it uses get their gradients.
         eps: added to the pooled variance.
         activation, negative_slope, residual: as in :func:`instance_norm`.
 
@@ -543,18 +541,25 @@ def _pooled_norm(
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`pooled_norm`, and the moments of each plane before pooling, outside autograd."""
+    """:func:`pooled_norm`, and the moments of each plane before pooling, outside autograd.
+
+    Of a :class:`Pool` they are those of each pool.
+    """
     if input.dim() < 3:
         raise ValueError(
             f"expected a feature map (N, C, *S), got shape {tuple(input.shape)}: "
             "add the missing dimensions"
         )
     # A pool may span more than one plane, so planes of one element are welcome.
-    _dispatch.check_operands("pooled_norm", input, weight, bias)
+    _dispatch.check_operands("pooled_norm", input, weight, bias, per_sample=True)
     if activation is not None:
         _dispatch.check_activation(activation)
     tail = _checked_tail(input, activation, negative_slope, residual)
     eps = _dispatch.number("eps", eps)
     if _leaves_the_process():
-        return _engine.composite(input, weight, bias, pool, eps, tail)
+        return reference.normalize_by(pool, input, weight, bias, eps, tail)
+    if not isinstance(pool, Pool):
+        return _engine.normalize_by(pool, input, weight, bias, eps=eps, tail=tail)
+    if any(values is not None and values.dim() == 2 for values in (weight, bias)):
+        return _engine.normalize_each(pool, input, weight, bias, eps=eps, tail=tail)
     return _engine.normalize(input, weight, bias, pool=pool, eps=eps, tail=tail)

@@ -261,9 +261,6 @@ class SwitchableNorm2d(_SwitchableNorm):
     "bn" pool them over the channels and over the batch. Gradients flow through all three. In
     evaluation the running statistics stand for "bn".
 
-    The proportions need gradients, so a training step is made of torch's own operators; without
-    gradients, and where both weights are frozen, the kernels do it.
-
     Args:
         num_features: C, the number of channels.
         eps: added to the variance.
@@ -367,9 +364,6 @@ class BatchInstanceNorm2d(nn.modules.batchnorm._NormBase):
     forward begins with that (:meth:`clamp_gate`), which is the same: no forward sees another gate,
     and each step starts from a clamped one. After the last step call it once more, if the gates
     themselves are to be read; evaluation uses them clamped, and changes nothing.
-
-    The gates need gradients, so a training step is made of torch's own operators; without
-    gradients, and where the gates are frozen, the kernels do it.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats: as in
