@@ -9,7 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, local_response_norm, rms_norm
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import (
+    handle_torch_function,
+    has_torch_function_unary,
+    has_torch_function_variadic,
+)
 
 from . import _dispatch, _engine, _masks
 from ._standard import standard_batch_norm, standard_group_norm, standard_instance_norm
@@ -22,6 +26,8 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "local_response_norm",
+    "plane_affine",
+    "plane_moments",
     "pooled_norm",
     "rms_norm",
 ]
@@ -545,11 +551,7 @@ def _pooled_norm(
 
     Of a :class:`Pool` they are those of each pool.
     """
-    if input.dim() < 3:
-        raise ValueError(
-            f"expected a feature map (N, C, *S), got shape {tuple(input.shape)}: "
-            "add the missing dimensions"
-        )
+    _check_feature_map(input)
     # A pool may span more than one plane, so planes of one element are welcome.
     _dispatch.check_operands("pooled_norm", input, weight, bias, per_sample=True)
     if activation is not None:
@@ -563,3 +565,79 @@ def _pooled_norm(
     if any(values is not None and values.dim() == 2 for values in (weight, bias)):
         return _engine.normalize_each(pool, input, weight, bias, eps=eps, tail=tail)
     return _engine.normalize(input, weight, bias, pool=pool, eps=eps, tail=tail)
+
+
+def plane_moments(input: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Mean and biased variance of each plane of a feature map, and their gradients.
+
+    .. math:: \mu_{tc} = E[x_{tc}], \qquad \sigma^2_{tc} = E[(x_{tc} - \mu_{tc})^2]
+
+    One half of every norm; :func:`plane_affine` is the other. Where both are of the same input and
+    nothing but its planes' moments lies between them, :func:`pooled_norm` is the faster whole.
+
+    Args:
+        input: the feature map, (N, C, \*S); float32, float64, bfloat16 or float16.
+
+    Returns:
+        mean and var, (N, C), in float64 where the device has it.
+
+    Raises:
+        ValueError: fewer than three dimensions.
+        NotImplementedError: a dtype that is not one of the four.
+
+    >>> plane_moments(torch.tensor([[[1.0, 3.0]]]))
+    (tensor([[2.]], dtype=torch.float64), tensor([[1.]], dtype=torch.float64))
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(plane_moments, (input,), input)
+    _check_feature_map(input)
+    _dispatch.check_operands("plane_moments", input, None, None)
+    return reference.moments(input) if _leaves_the_process() else _engine.moments(input)
+
+
+def plane_affine(input: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    r"""Apply one affine map to each plane of a feature map.
+
+    .. math:: y_{tc} = (x_{tc} - \mu_{tc}) \cdot a_{tc} + b_{tc}
+
+    Args:
+        input: the feature map, (N, C, \*S); float32, float64, bfloat16 or float16.
+        mean, scale, shift: mu, a and b, (N, C) or what broadcasts to it, in floating point; best in
+            float64, since :math:`x - \mu` is taken as exactly as mu is given.
+
+    Returns:
+        y, in the input's shape, dtype and memory layout. Gradients flow into all four.
+
+    Raises:
+        ValueError: fewer than three dimensions; an operand that does not broadcast to (N, C).
+        NotImplementedError: a dtype that is not one of the four.
+
+    >>> one = torch.ones(1, 1)
+    >>> plane_affine(torch.tensor([[[1.0, 3.0]]]), one, 2 * one, 5 * one)
+    tensor([[[5., 9.]]])
+    """
+    operands = (input, mean, scale, shift)
+    if has_torch_function_variadic(*operands):
+        return handle_torch_function(plane_affine, operands, *operands)
+    _check_feature_map(input)
+    _dispatch.check_operands("plane_affine", input, None, None)
+    grid, dtype = input.shape[:2], reference.statistics_dtype(input)
+    for name, values in (("mean", mean), ("scale", scale), ("shift", shift)):
+        pairs = zip(reversed(values.shape), reversed(grid), strict=False)
+        if values.dim() > 2 or any(size not in (1, whole) for size, whole in pairs):
+            raise ValueError(
+                f"{name} should broadcast to {tuple(grid)}, one value for each plane of the input "
+                f"{tuple(input.shape)}, not have shape {tuple(values.shape)}"
+            )
+    mean, scale, shift = (values.to(dtype).expand(grid) for values in (mean, scale, shift))
+    if _leaves_the_process():
+        return reference.apply(input, mean, scale, shift)
+    return _engine.affine(input, mean, scale, shift)
+
+
+def _check_feature_map(input: Tensor) -> None:
+    if input.dim() < 3:
+        raise ValueError(
+            f"expected a feature map (N, C, *S), got shape {tuple(input.shape)}: "
+            "add the missing dimensions"
+        )
