@@ -157,12 +157,7 @@ def instance_norm(
     _dispatch.check_operands("instance_norm", input, weight, bias, running_mean, running_var)
     tail = _checked_tail(input, activation, negative_slope, residual)
     out = _checked_target(input, weight, bias, residual, inplace, out)
-    x, valid, masked = input, None, None
-    if mask is not None or lengths is not None:
-        valid = _masks.checked_valid_elements(input, mask, lengths)
-        x, masked = _masks.fill(input, valid)
-        if residual is not None:
-            tail = tail._replace(residual=torch.where(valid, residual, 0))
+    x, valid, masked, tail = _filled(input, mask, lengths, tail)
     written = out if valid is None else None
     if use_input_stats:
         if masked is None:
@@ -185,11 +180,7 @@ def instance_norm(
         y = _engine.normalize_with(
             x, running_mean, running_var, weight, bias, eps=eps, tail=tail, out=written
         )
-    if valid is not None:
-        y = torch.where(valid, y, 0)
-        if out is not None:
-            y = out.copy_(y)
-    return y
+    return y if valid is None else _blanked(y, valid, out)
 
 
 def batch_norm(
@@ -205,6 +196,8 @@ def batch_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
     inplace: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -218,8 +211,7 @@ def batch_norm(
     Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift*, arXiv
     1502.03167). Semantics, signature and errors are those of
     :func:`torch.nn.functional.batch_norm`; the memory layout of the input is kept. The keyword
-    arguments are ours, and are those of :func:`instance_norm`; there are no masks here, since
-    samples of different lengths would have different shares in one mean.
+    arguments are ours, and are those of :func:`instance_norm`.
 
     Args:
         input: the feature map, (N, C) or (N, C, \*S); float32, float64, bfloat16 or float16.
@@ -233,6 +225,9 @@ def batch_norm(
         activation: "relu", "leaky_relu", "silu", "gelu" (exact, by erf), "tanh", "sigmoid" or None.
         negative_slope: of "leaky_relu".
         residual: added before the activation; in the input's shape, dtype and device.
+        mask: as in :func:`instance_norm`, or (N, 1) for vectors: each valid element has the same
+            share in the statistics, so that long samples have more than short ones.
+        lengths: as in :func:`instance_norm`; not for vectors.
         inplace: write the output over the input. Where autograd would have to record the call
             that is an error.
         out: a tensor of the input's shape, dtype and device to write the output into, with the
@@ -244,8 +239,8 @@ def batch_norm(
 
     Raises:
         ValueError: one value per channel, in training; one running statistic without the other; an
-            eps that is negative, or 0 in training; an unknown activation; two options that exclude
-            each other.
+            eps that is negative, or 0 in training; an unknown activation; a mask or lengths that do
+            not fit the input; two options that exclude each other.
         IndexError: fewer than two dimensions, in training.
         RuntimeError: no running statistics, in evaluation; operands whose shapes, dtypes or devices
             do not fit together; ``inplace`` or ``out`` where an operand requires grad, or where the
@@ -257,7 +252,7 @@ def batch_norm(
     tensor([[-1.0000,  1.0000],
             [ 1.0000, -1.0000]])
     """
-    operands = (input, running_mean, running_var, weight, bias, residual, out)
+    operands = (input, running_mean, running_var, weight, bias, residual, mask, lengths, out)
     if has_torch_function_variadic(*operands):
         return handle_torch_function(
             batch_norm,
@@ -273,6 +268,8 @@ def batch_norm(
             activation=activation,
             negative_slope=negative_slope,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
             inplace=inplace,
             out=out,
         )
@@ -291,6 +288,8 @@ def batch_norm(
             activation,
             negative_slope,
             residual,
+            mask,
+            lengths,
             inplace,
             out,
         )
@@ -301,6 +300,21 @@ def batch_norm(
     _dispatch.check_operands("batch_norm", input, weight, bias, running_mean, running_var)
     tail = _checked_tail(input, activation, negative_slope, residual)
     out = _checked_target(input, weight, bias, residual, inplace, out)
+    if mask is not None or lengths is not None:
+        return _masked_batch_norm(
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training,
+            momentum,
+            eps,
+            mask,
+            lengths,
+            tail,
+            out,
+        )
     x, written = input, out
     vectors = input.dim() == 2
     if vectors:  # a batch of vectors is one sample, whose elements are the batch
@@ -328,6 +342,39 @@ def batch_norm(
     return y.squeeze(0).t() if vectors else y
 
 
+def _masked_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    tail: Tail,
+    out: Tensor | None,
+) -> Tensor:
+    x, valid, masked, tail = _filled(input, mask, lengths, tail)
+    assert valid is not None
+    assert masked is not None
+    if training:
+        policy = masked.over(BATCH)
+        y, mean, var = _engine.normalize_by(policy, x, weight, bias, eps=eps, tail=tail)
+        if running_mean is not None and running_var is not None and input.numel():
+            mean, var = policy(mean, var)
+            count = masked.counts.sum()
+            share = momentum * (count > 0).to(mean.dtype)
+            _move_towards(running_mean, mean[0], share)
+            _move_towards(running_var, var[0] * (count / (count - 1).clamp(min=1)), share)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        y = _engine.normalize_with(x, running_mean, running_var, weight, bias, eps=eps, tail=tail)
+    return _blanked(y.view(input.shape), valid, out)
+
+
 def group_norm(
     input: Tensor,
     num_groups: int,
@@ -338,6 +385,8 @@ def group_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
     inplace: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -359,16 +408,16 @@ def group_norm(
         weight: gamma, (C,), or None for ones. In the input's dtype, or float32 with a half type.
         bias: beta, (C,), or None for zeros. In the weight's dtype.
         eps: added to the variance.
-        activation: as in :func:`batch_norm`, and so are ``negative_slope``, ``residual``,
-            ``inplace`` and ``out``.
+        activation: as in :func:`batch_norm`, and so are ``negative_slope``, ``residual``, ``mask``,
+            ``lengths``, ``inplace`` and ``out``.
 
     Returns:
         The normalized feature map, with the input's shape, dtype and memory layout; ``input``
         itself with ``inplace``, ``out`` itself where given.
 
     Raises:
-        ValueError: groups of one value, in one sample; an unknown activation; two options that
-            exclude each other.
+        ValueError: groups of one value, in one sample; an unknown activation; a mask or lengths
+            that do not fit the input; two options that exclude each other.
         RuntimeError: fewer than two dimensions; a number of channels that ``num_groups`` does not
             divide; operands whose shapes, dtypes or devices do not fit together; ``inplace`` or
             ``out`` where an operand requires grad, or where the tensor cannot be written over.
@@ -380,7 +429,7 @@ def group_norm(
     tensor([[[-1.3720,  0.3430],
              [ 1.3720, -0.3430]]])
     """
-    operands = (input, weight, bias, residual, out)
+    operands = (input, weight, bias, residual, mask, lengths, out)
     if has_torch_function_variadic(*operands):
         return handle_torch_function(
             group_norm,
@@ -393,6 +442,8 @@ def group_norm(
             activation=activation,
             negative_slope=negative_slope,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
             inplace=inplace,
             out=out,
         )
@@ -408,6 +459,8 @@ def group_norm(
             activation,
             negative_slope,
             residual,
+            mask,
+            lengths,
             inplace,
             out,
         )
@@ -417,6 +470,14 @@ def group_norm(
     _dispatch.check_operands("group_norm", input, weight, bias)
     tail = _checked_tail(input, activation, negative_slope, residual)
     out = _checked_target(input, weight, bias, residual, inplace, out)
+    # An empty input has no channels.
+    pool = Pool(1, max(1, input.shape[1] // num_groups))
+    if mask is not None or lengths is not None:
+        x, valid, masked, tail = _filled(input, mask, lengths, tail)
+        assert valid is not None
+        assert masked is not None
+        y, _, _ = _engine.normalize_by(masked.over(pool), x, weight, bias, eps=eps, tail=tail)
+        return _blanked(y.view(input.shape), valid, out)
     x, written = input, out
     vectors = input.dim() == 2
     if vectors:  # planes of one element
@@ -424,11 +485,35 @@ def group_norm(
         if residual is not None:
             tail = tail._replace(residual=residual.unsqueeze(2))
         written = None if out is None else out.unsqueeze(2)
-    pool = Pool(1, max(1, input.shape[1] // num_groups))  # an empty input has no channels
     y, _, _ = _engine.normalize(x, weight, bias, pool=pool, eps=eps, tail=tail, out=written)
     if out is not None:
         return out
     return y.squeeze(2) if vectors else y
+
+
+def _filled(
+    input: Tensor, mask: Tensor | None, lengths: Tensor | None, tail: Tail
+) -> tuple[Tensor, Tensor | None, _masks.Masked | None, Tail]:
+    """The input as a feature map, its valid elements and their policy, and the tail.
+
+    Without a mask and lengths the middle two are None; with one of them no padding holds anything.
+    """
+    if mask is None and lengths is None:
+        return input, None, None, tail
+    valid = _masks.checked_valid_elements(input, mask, lengths)
+    residual = None if tail.residual is None else torch.where(valid, tail.residual, 0)
+    x, planes = input, valid
+    if input.dim() == 2:  # planes of one element
+        x, planes = input.unsqueeze(2), valid.unsqueeze(2)
+        residual = None if residual is None else residual.unsqueeze(2)
+    x, masked = _masks.fill(x, planes)
+    return x, valid, masked, tail if residual is None else tail._replace(residual=residual)
+
+
+def _blanked(y: Tensor, valid: Tensor, out: Tensor | None) -> Tensor:
+    """y with an empty padding, where it is wanted."""
+    y = torch.where(valid, y, 0)
+    return y if out is None else out.copy_(y)
 
 
 def _leaves_the_process() -> bool:
