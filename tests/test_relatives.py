@@ -24,6 +24,7 @@ from momentnorm import (
     SwitchableNorm1d,
     SwitchableNorm2d,
     SwitchableNorm3d,
+    relatives,
     use_backend,
 )
 from momentnorm.functional import pooled_norm
@@ -629,8 +630,14 @@ def test_the_page_on_norms_of_ones_own_runs():
 
 
 def test_everything_is_exported():
-    from momentnorm import relatives
-
     for name in relatives.__all__:
         assert getattr(momentnorm, name) is getattr(relatives, name)
         assert name in momentnorm.__all__
+
+
+@pytest.mark.parametrize("name", sorted({*relatives.__all__} - {"ContrastNorm2d"}))
+def test_factory_arguments(name):
+    layer = getattr(momentnorm, name)(4, device="meta", dtype=torch.float64)
+    for key, values in layer.state_dict().items():
+        assert values.is_meta
+        assert values.dtype == torch.float64 or key.endswith("num_batches_tracked")

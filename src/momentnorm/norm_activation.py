@@ -83,7 +83,8 @@ class FilterResponseNorm2d(_NormActivation2d):
         ValueError: another number of dimensions.
         RuntimeError: another number of channels, or a dtype that does not fit the parameters'.
 
-    >>> FilterResponseNorm2d(1)(torch.tensor([[[[-1.0, 2.0], [2.0, 4.0]]]]))  # E[x^2] = 6.25
+    >>> x = torch.tensor([[[[-1.0, 2.0], [2.0, 4.0]]]])  # E[x^2] = 6.25
+    >>> FilterResponseNorm2d(1)(x).detach()
     tensor([[[[0.0000, 0.8000],
               [0.8000, 1.6000]]]])
     """
