@@ -207,8 +207,8 @@ def test_constructors_of_switchable_norms_are_the_authors():
         (SwitchableNorm2d, {**shared, **more, "momentum": 0.9}),
         (SwitchableNorm3d, {**shared, **more, "momentum": 0.997}),
     ):
-        number, *others = inspect.signature(kind).parameters.values()
-        assert number.name == "num_features"
+        number, *others, device, dtype = inspect.signature(kind).parameters.values()
+        assert [number.name, device.name, dtype.name] == ["num_features", "device", "dtype"]
         assert {option.name: option.default for option in others} == expected
     assert not SwitchableNorm2d(4, last_gamma=True).weight.any()
 
