@@ -22,6 +22,7 @@ from .layers import (
     LocalResponseNorm,
     RMSNorm,
 )
+from .legacy import load_legacy
 from .moments import Moments
 from .pool import Pool
 from .relatives import (
@@ -62,5 +63,6 @@ __all__ = [
     "SwitchableNorm3d",
     "__version__",
     "functional",
+    "load_legacy",
     "use_backend",
 ]
