@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import functional
 from ._dispatch import use_backend
+from .checkup import check
 from .layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -62,6 +63,7 @@ __all__ = [
     "SwitchableNorm2d",
     "SwitchableNorm3d",
     "__version__",
+    "check",
     "functional",
     "load_legacy",
     "use_backend",
