@@ -437,6 +437,17 @@ def test_small_batches(samples, severity, library):
 
 
 @every_library
+@pytest.mark.parametrize(("samples", "typical"), [(1, True), (64, False)])
+def test_a_single_sample_need_not_be_typical(samples, typical, library):
+    x = _x(64, 3, 16, 16) * 0.3 + _x(64, 3, 1, 1)
+    norm = _trained(library.BatchNorm2d(3), x)
+    odd = _x(1, 3, 16, 16) * 0.3 + 1.5  # one and a half deviations from the mean of all
+    assert _found(check(norm, odd.expand(samples, -1, -1, -1))) == (
+        [] if typical else [("warning", "gap", "")]
+    )
+
+
+@every_library
 def test_eps_outweighs_the_variance_of_a_batch(library):
     model = _net(lambda: library.BatchNorm2d(8))
     _scaled(1e-3)(model)
@@ -780,6 +791,51 @@ def test_what_cannot_be_checked():
 def test_a_script_cannot_be_checked():
     with pytest.raises(TypeError, match="TorchScript"):
         check(torch.jit.trace(nn.InstanceNorm2d(3), _x()), _x())
+
+
+TRACK = {"track_running_stats": True}
+LAYERS = {
+    "InstanceNorm": ({}, {"affine": True}, TRACK, {"affine": True, **TRACK}),
+    "BatchNorm": ({}, {"affine": False}, {"track_running_stats": False}, {"momentum": None}),
+}
+SHAPES = """; 4; 4 4; 1 4; 2 4; 2 4 1; 2 4 2; 2 4 4; 4 1 1; 2 4 1 1; 2 4 2 1; 2 4 4 4; 1 4 4 4;
+    2 6 4 4; 0 4 4 4; 2 0 4 4; 2 4 0 4; 2 4 1 1 1; 2 4 4 4 4"""
+
+
+def _layers(library):
+    for name, options in LAYERS.items():
+        for dimensions in (1, 2, 3):
+            for option in options:
+                yield getattr(library, f"{name}{dimensions}d")(4, **option)
+    yield from (library.GroupNorm(groups, 4) for groups in (1, 2, 4))
+    yield from (library.LayerNorm(4), library.LayerNorm((4, 4)), library.RMSNorm(4))
+    if library is momentnorm:
+        yield from (momentnorm.SwitchableNorm1d(4), momentnorm.SwitchableNorm2d(4))
+        yield from (momentnorm.BatchInstanceNorm2d(4), momentnorm.IBN(4))
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, of shapes that it takes for another
+@every_library
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_a_layer_that_raises_is_an_error_and_no_other_is(dtype, training, library):
+    for layer in _layers(library):
+        layer.train(training)
+        for shape in SHAPES.split(";"):
+            x = torch.randn([int(size) for size in shape.split()]).to(dtype)
+            report = check(layer, x)
+            raised = None
+            try:
+                with torch.no_grad():
+                    layer(x)
+            except Exception as error:
+                raised = error
+            assert type(report.exception) is type(raised), (layer, shape)
+            kinds = {finding.kind for finding in report if finding.severity == "error"}
+            if raised is not None:
+                assert kinds, (layer, shape)
+            elif x.numel():  # groups and rows of one value do not raise
+                assert kinds <= {"few-elements"}, (layer, shape)
 
 
 # Nothing is disturbed

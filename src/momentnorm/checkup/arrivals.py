@@ -18,43 +18,44 @@ if TYPE_CHECKING:
 
 def few_elements(call: Call) -> Iterator[Finding]:
     """One value has no variance; two are always +1 and -1."""
-    layer, count = call.layer, call.count
-    if call.of_instances and call.planes is not None:
-        count = math.prod(call.planes.shape[2:])
-    fix = "normalize more values: a larger input"
+    layer, shape = call.layer, call.shape
+    per_plane = call.of_instances  # alone, or in a mixture
+    if call.count not in (1, 2) or not (
+        per_plane or isinstance(layer, (Batch, nn.GroupNorm, nn.LayerNorm))
+    ):
+        return
+    fix = "a larger input"
     if call.of_batches:
         fix = "a batch of two samples at least, or eval()"
     elif isinstance(layer, nn.GroupNorm):
         fix = "fewer groups, or a larger input"
     elif isinstance(layer, nn.LayerNorm):
         fix = "a normalized_shape of more than one element"
-    if isinstance(layer, (nn.RMSNorm, _SwitchableNorm)) and not call.of_instances:
-        return
-    uses_running = call.uses_running and isinstance(layer, (Instance, Batch))
-    silent = isinstance(layer, nn.LayerNorm) or (
-        isinstance(layer, nn.GroupNorm) and call.shape[0] > 1
-    )
-    if count == 1 and not uses_running:
+    if call.uses_running and isinstance(layer, (Instance, Batch)):
+        if call.count == 1 and per_plane:
+            yield call.finding(
+                "hint",
+                "few-elements",
+                f"planes of 1 value, in {shape}: with running statistics that works, but train() "
+                "raises",
+                fix,
+            )
+    elif call.count == 1:
+        silent = isinstance(layer, nn.LayerNorm) or (
+            isinstance(layer, nn.GroupNorm) and shape[0] > 1
+        )
         yield call.finding(
             "error",
             "few-elements",
-            f"a variance needs more than 1 value, and in {call.shape} a mean is of 1: the layer "
+            f"a variance needs more than 1 value, and in {shape} a mean is of 1: the layer "
             + ("returns its bias, whatever arrives" if silent else "raises"),
             fix,
         )
-    elif count == 1 and isinstance(layer, Instance):
-        yield call.finding(
-            "hint",
-            "few-elements",
-            f"planes of 1 value, in {call.shape}: with running statistics that works, but train() "
-            "raises",
-            fix,
-        )
-    elif count == 2 and not uses_running:
+    elif isinstance(layer, (Instance, Batch, nn.GroupNorm, nn.LayerNorm)):
         yield call.finding(
             "warning",
             "few-elements",
-            f"a mean of 2 values, in {call.shape}: whatever they are, they become +1 and -1",
+            f"a mean of 2 values, in {shape}: whatever they are, they become +1 and -1",
             fix,
         )
 
