@@ -176,6 +176,16 @@ def test_healthy_relatives_have_no_findings(norm, training):
     assert report.calls == (4 if norm is momentnorm.IBN else 2)
 
 
+def test_the_layers_of_a_transformer_with_padding_are_called():
+    # Otherwise torch leaves them out, and packs the tokens that are no padding.
+    model, _ = _transformer(nn)
+    encoder = model[1].eval()
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    report = check(encoder, _x(2, 5, 32), src_key_padding_mask=padding)
+    assert _found(report) == []
+    assert report.calls == report.layers == 5
+
+
 # One fault each, in body.1
 
 
@@ -727,6 +737,23 @@ def test_a_bias_that_is_taken_away(layer, norm, wasted, library):
         torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
 
 
+def test_a_bias_of_other_channels_is_not_taken_away():
+    linear = nn.Linear(3, 8)
+    assert check(nn.Sequential(linear, nn.BatchNorm1d(8)), _x(16, 3)).of("wasted-bias")
+    # (N, L, C): the channels of the norm are the places of the layer
+    assert not check(nn.Sequential(linear, nn.BatchNorm1d(5)), _x(16, 5, 3)).of("wasted-bias")
+
+    norm = nn.BatchNorm2d(8)  # in two places
+    model = nn.Sequential(_conv(3), norm, nn.Conv2d(8, 8, 3), norm)
+    assert _found(check(model, _x())) == [("hint", "wasted-bias", "2")]
+
+    class Twice(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) + self[0](x)
+
+    assert _found(check(Twice(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), _x())) == []
+
+
 @every_library
 def test_a_layer_that_is_not_called(library):
     model = _net(lambda: library.InstanceNorm2d(8))
@@ -915,10 +942,13 @@ def test_compiled_models_are_looked_into():
     _scaled(1e-3)(model)
     expected = [("warning", "eps", "body.1")]
     assert _found(check(torch.compile(model), _x())) == expected
-    model.body = torch.compile(model.body)
+    compiled = []
+    backend = lambda graph, _: compiled.append(graph) or graph  # noqa: E731
+    model.body = torch.compile(model.body, backend=backend)
     assert _found(check(model, _x())) == expected
-    model.compile()
+    model.compile(backend=backend)
     assert _found(check(model, _x())) == expected
+    assert not compiled
     assert _found(check(nn.DataParallel(model), _x())) == expected
 
 

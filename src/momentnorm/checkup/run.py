@@ -74,7 +74,7 @@ def check(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
     return Report(
         findings=tuple(_sorted(watch)),
         layers=len(watch.names_of_norms),
-        calls=sum(watch.calls.values()),
+        calls=sum(map(len, watch.calls.values())),
         training=model.training,
         exception=exception,
     )
@@ -112,18 +112,10 @@ def _call(model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 @contextlib.contextmanager
 def _undisturbed(model: nn.Module, arguments: Any) -> Iterator[None]:
     """Copies of what a forward changes in the model's place, and afterwards the originals."""
-    copies: dict[int, Tensor] = {}
-    stores = []
     modes = {module: module.training for module in model.modules()}
-    for module in modes:
-        changing = [module._buffers]
-        if isinstance(module, NORMS):
-            changing.append(module._parameters)  # type: ignore[arg-type]
-        for store in changing:
-            stores.append((store, dict(store)))
-            for name, tensor in store.items():
-                if tensor is not None:
-                    store[name] = copies.setdefault(id(tensor), _copy(tensor))
+    stores: list[dict[str, Any]] = [module._buffers for module in modes]
+    stores += [module._parameters for module in modes if isinstance(module, NORMS)]
+    originals = [dict(store) for store in stores]
     devices = {
         leaf.device.index
         for leaf in (*model.parameters(), *tree_leaves(arguments))
@@ -131,6 +123,7 @@ def _undisturbed(model: nn.Module, arguments: Any) -> Iterator[None]:
     }
     fast_path = torch.backends.mha.get_fastpath_enabled()
     try:
+        _copy_all(stores)
         # The fast path of transformers calls none of their layers.
         torch.backends.mha.set_fastpath_enabled(False)
         with (
@@ -144,16 +137,26 @@ def _undisturbed(model: nn.Module, arguments: Any) -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-        for store, before in stores:
+        for store, original in zip(stores, originals, strict=True):
             store.clear()
-            store.update(before)
+            store.update(original)
         for module, training in modes.items():
             module.training = training
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    copy = tensor.detach().clone()
-    return nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy
+def _copy_all(stores: list[dict[str, Any]]) -> None:
+    """Replace each tensor by its copy, and a shared one by the same copy."""
+    copies: dict[int, Tensor] = {}
+    for store in stores:
+        for name, tensor in store.items():
+            if tensor is None:
+                continue
+            if id(tensor) not in copies:
+                copy = tensor.detach().clone()
+                if isinstance(tensor, nn.Parameter):
+                    copy = nn.Parameter(copy, tensor.requires_grad)
+                copies[id(tensor)] = copy
+            store[name] = copies[id(tensor)]
 
 
 class _Watch:
@@ -166,7 +169,8 @@ class _Watch:
             module: name for module, name in self.names.items() if isinstance(module, NORMS)
         }
         self.findings: list[Finding] = []
-        self.calls: dict[nn.Module, int] = {}
+        #: How many dimensions arrived, call by call.
+        self.calls: dict[nn.Module, list[int]] = {}
         self.histories: dict[nn.Module, History] = {}
         self.open: Call | None = None
         finite = all(map(_finite, tree_leaves(arguments)))
@@ -192,11 +196,11 @@ class _Watch:
         tensors = (leaf for leaf in (*args, *kwargs.values()) if isinstance(leaf, Tensor))
         x = next(tensors, None)
         self.open = None
-        if x is not None:
+        if x is not None and not x.is_nested:
             if layer not in self.histories:
                 self.histories[layer] = History.of(layer)
             self.open = Call(self.names[layer], layer, x, self.histories[layer])
-            self.calls[layer] = self.calls.get(layer, 0) + 1
+            self.calls.setdefault(layer, []).append(x.dim())
 
     def after(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call, self.open = self.open, None
@@ -267,6 +271,8 @@ def _finite(value: Any) -> bool:
     return (
         not isinstance(value, Tensor)
         or not value.is_floating_point()
+        or value.is_nested
+        or value.layout is not torch.strided
         or bool(value.isfinite().all())
     )
 
@@ -289,26 +295,36 @@ _BIASED = (nn.Linear, nn.modules.conv._ConvNd)
 def _wasted_biases(model: nn.Module, watch: _Watch) -> Iterator[Finding]:
     """In a Sequential nobody else sees what a layer makes."""
     for container in model.modules():
-        if not isinstance(container, nn.Sequential):
+        plain = type(container).forward is nn.Sequential.forward
+        if not plain or not isinstance(container, nn.Sequential):
             continue
-        layers = list(container)
-        for layer, norm in itertools.pairwise(layers):
-            per_channel = isinstance(norm, (Instance, Batch)) or (
-                isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
-            )
-            if not per_channel or norm not in watch.calls or not isinstance(layer, _BIASED):
-                continue
-            # A vector (N, C) of a Linear is one sample to InstanceNorm1d: another finding.
-            if layer.bias is None or (isinstance(layer, nn.Linear) and isinstance(norm, Instance)):
-                continue
-            yield Finding(
-                "hint",
-                watch.names[layer],
-                "wasted-bias",
-                f"{type(layer).__name__}: its bias, {layer.bias.numel()} parameters, is taken away "
-                f"by the mean of {watch.names[norm]!r} behind it",
-                "bias=False",
-            )
+        for layer, norm in itertools.pairwise(container):
+            if (
+                isinstance(layer, _BIASED)
+                and layer.bias is not None
+                and _takes_bias(layer, norm, watch.calls.get(norm, []))
+            ):
+                yield Finding(
+                    "hint",
+                    watch.names[layer],
+                    "wasted-bias",
+                    f"{type(layer).__name__}: its bias, {layer.bias.numel()} parameters, is taken "
+                    f"away by the mean of {watch.names[norm]!r} behind it",
+                    "bias=False",
+                )
+
+
+def _takes_bias(layer: nn.Module, norm: nn.Module, dimensions: list[int]) -> bool:
+    """Whether the mean is of one channel, and that the layer's."""
+    if isinstance(norm, Instance):
+        return bool(dimensions) and not isinstance(layer, nn.Linear)
+    one_channel = isinstance(norm, Batch) or (
+        isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
+    )
+    # Of (N, L, C) a Linear's channels are the last, and a norm's the second.
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return one_channel and bool(dimensions) and set(dimensions) == {weight.dim()}
 
 
 def _with_larger_input(
@@ -365,7 +381,7 @@ def _sorted(watch: _Watch) -> Iterator[Finding]:
     merged = []
     for (name, _), findings in grouped.items():
         worst = min(findings, key=lambda finding: SEVERITIES.index(finding.severity))
-        calls = watch.calls.get(watch.modules[name], 1)
+        calls = len(watch.calls.get(watch.modules[name], ()))
         if calls > 1:
             message = f"{worst.message} (in {len(findings)} of {calls} calls)"
             worst = dataclasses.replace(worst, message=message)
