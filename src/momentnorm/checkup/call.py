@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._dispatch import DTYPES
 from ..backends.reference import statistics_dtype
 from ..moments import Moments
-from ..pool import BATCH, INSTANCE, Policy, Pool
+from ..pool import BATCH, INSTANCE, Pool
 from ..relatives import BatchInstanceNorm2d, _SwitchableNorm
 from .report import Finding, Severity, some
 
@@ -108,9 +108,10 @@ class Call:
         return x.unsqueeze(2) if x.dim() == 2 else x
 
     @cached_property
-    def pool(self) -> Policy:
+    def pool(self) -> Pool:
+        """Which planes share a mean."""
         if isinstance(self.layer, nn.GroupNorm) and self.planes is not None:
-            return Pool(1, max(1, self.planes.shape[1] // self.layer.num_groups))
+            return Pool(1, self.planes.shape[1] // self.layer.num_groups)
         return BATCH if self.of_batches else INSTANCE
 
     @cached_property
@@ -118,26 +119,19 @@ class Call:
         """How many values one mean is of; 0 where that is not known."""
         if self.planes is None:
             return 0
-        samples, channels, *spatial = self.planes.shape
-        of_grid = 1
-        if self.of_batches:
-            of_grid = samples
-        elif isinstance(self.layer, nn.GroupNorm):
-            of_grid = channels // self.layer.num_groups
-        return of_grid * math.prod(spatial)
+        samples, _, *spatial = self.planes.shape
+        samples = samples if self.pool.samples is None else 1
+        return samples * (self.pool.channels or 1) * math.prod(spatial)
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance that the layer has of this input, (N, C) each; once for each set."""
+        """Mean and variance that the layer has of this input, each pool's once: of two axes."""
         assert self.planes is not None
         planes = Moments.of(self.planes)
+        rows = slice(0, 1 if self.pool.samples is None else None)
+        columns = slice(0, None, self.pool.channels)
         mean, var = self.pool(planes.mean, planes.var)
-        if self.of_batches:
-            return mean[:1], var[:1]
-        if isinstance(self.layer, nn.GroupNorm):
-            step = self.planes.shape[1] // self.layer.num_groups
-            return mean[:, ::step], var[:, ::step]
-        return mean, var
+        return mean[rows, columns], var[rows, columns]
 
     @property
     def sets(self) -> str:

@@ -30,8 +30,8 @@ _STEP = 0.1
 
 
 def non_finite(call: Call) -> Iterator[Finding]:
-    moves = call.layer.training and call.running is not None
-    stays = "; the running statistics are NaN from then on" if moves else ""
+    poisoned = not _finite_buffers(call)
+    stays = "; in training the running statistics stay NaN from then on" if poisoned else ""
     if not call.finite:
         nan = int(call.x.isnan().sum())
         infinite = int(call.x.isinf().sum())
@@ -50,7 +50,7 @@ def non_finite(call: Call) -> Iterator[Finding]:
             f"a variance that {call.x.dtype} cannot hold{stays}",
             "look at weight, bias and running_var; scale the input, or use float32",
         )
-    elif moves and not _finite_buffers(call):
+    elif poisoned:
         yield call.finding(
             "error",
             "non-finite",
@@ -60,8 +60,12 @@ def non_finite(call: Call) -> Iterator[Finding]:
 
 
 def _finite_buffers(call: Call) -> bool:
-    if call.running is None or not all(bool(was.isfinite().all()) for was in call.running):
-        return True  # they were not before: another finding
+    if (
+        call.running is None
+        or not call.layer.training
+        or not all(bool(was.isfinite().all()) for was in call.running)
+    ):
+        return True  # or not before, which is another finding
     now = (call.layer.running_mean, call.layer.running_var)
     return all(bool(statistic.isfinite().all()) for statistic in now)
 
@@ -94,7 +98,9 @@ def constant(call: Call) -> Iterator[Finding]:
     dead = flags.all(0) if call.sets in ("planes", "channels") else flags.new_zeros(0)
     if share < 0.05 and not dead.any():
         return
-    message = f"{count(flags)} {call.sets} are constant, and become the bias"
+    message = f"{count(flags)} {call.sets} are constant"
+    if not call.uses_running:
+        message += ", and become the bias"
     if dead.any():
         message += f"; in every sample channels {indices(dead)}"
     yield call.finding(
