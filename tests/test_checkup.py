@@ -967,6 +967,13 @@ def test_keywords_and_outputs_of_any_kind():
     assert _found(check(Keywords(), (_x(), None), scale=1e-4)) == [("warning", "eps", "norm")]
 
 
+def test_a_layer_that_writes_over_its_input():
+    model = _net(lambda: momentnorm.InstanceNorm2d(8, inplace=True))
+    assert _found(check(model, _x())) == []
+    _scaled(1e-3)(model)
+    assert _found(check(model, _x())) == [("warning", "eps", "body.1")]
+
+
 def test_a_layer_norm_of_others_is_left_alone():
     class ChannelsFirst(nn.LayerNorm):
         def forward(self, x):

@@ -185,7 +185,9 @@ class _Watch:
                 if module in self.names_of_norms:
                     handles.append(module.register_forward_pre_hook(self.before, with_kwargs=True))
                     handles.append(module.register_forward_hook(self.after))
-                elif not isinstance(module, torch.jit.ScriptModule) and not any(module.children()):
+                elif next(module.children(), None) is None and not isinstance(
+                    module, torch.jit.ScriptModule
+                ):
                     handles.append(module.register_forward_hook(self.between))
             yield
         finally:
@@ -197,6 +199,8 @@ class _Watch:
         x = next(tensors, None)
         self.open = None
         if x is not None and not x.is_nested:
+            if getattr(layer, "inplace", False):
+                x = x.clone()  # of momentnorm: it is gone when the rules look at it
             if layer not in self.histories:
                 self.histories[layer] = History.of(layer)
             self.open = Call(self.names[layer], layer, x, self.histories[layer])
