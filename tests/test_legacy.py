@@ -153,10 +153,22 @@ def test_a_new_checkpoint_needs_nothing():
     _assert_unchanged(model, _values(new))
 
 
-def test_versions_of_a_prefixed_checkpoint_are_kept():
-    # without its version a layer's missing count would be forgiven by torch
+class _Versioned(nn.Linear):
+    _version = 3
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        self.loaded_version = local_metadata.get("version")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_versions_are_kept(parallel):
+    model = nn.Sequential(_Versioned(2, 3))
+    state = (nn.DataParallel(model) if parallel else model).state_dict()
+    assert _quietly(model, state).renamed is parallel
+    assert model[0].loaded_version == 3
     new = nn.DataParallel(_network(track=True)).state_dict()
-    assert new._metadata["module.1"]["version"] == 2
+    del new["module.1.num_batches_tracked"]  # so that only its version tells what it is
     with pytest.raises(RuntimeError, match="asked to track"):
         load_legacy(_network(), new)
 
