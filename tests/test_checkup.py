@@ -617,6 +617,18 @@ def test_torch_loses_digits(library):
 
 
 @every_library
+def test_constant_up_to_rounding(library):
+    x = torch.full((1, 2, 8, 8), 1000.0)
+    x[0, 0] += _x(8, 8)
+    x[0, 1, :, ::2] = 1000.00006  # the next float
+    report = check(library.InstanceNorm2d(2), x)
+    assert not report.of("eps")
+    (finding,) = report.of("constant")
+    assert "1 of 2 planes are constant" in finding.message
+    assert "channels 1" in finding.message
+
+
+@every_library
 @pytest.mark.parametrize(("dtype", "offset"), [(torch.bfloat16, 40), (torch.float16, 200)])
 def test_digits_that_the_dtype_has_lost(dtype, offset, library):
     model = _net(lambda: library.InstanceNorm2d(8)).to(dtype)
@@ -980,6 +992,8 @@ def test_a_layer_norm_of_others_is_left_alone():
             return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
     assert _found(check(_net(lambda: ChannelsFirst(8)), _x())) == []
+    # the rows of a LayerNorm proper would be constant
+    assert _found(check(ChannelsFirst(8), _x(2, 8, 8, 1).expand(2, 8, 8, 8))) == []
 
 
 # The report

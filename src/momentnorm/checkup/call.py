@@ -42,9 +42,7 @@ class History(NamedTuple):
         dtype = statistics_dtype(mean)
         mean, var = (statistic.detach().to(dtype, copy=True).flatten() for statistic in (mean, var))
         start = 0.0 if isinstance(layer, _SwitchableNorm) else 1.0
-        counted = getattr(layer, "num_batches_tracked", None)
-        moved = (mean != 0).any() or (var != start).any() or bool(counted)
-        return cls((mean, var), bool(moved))
+        return cls((mean, var), bool((mean != 0).any() or (var != start).any()))
 
 
 class Call:
