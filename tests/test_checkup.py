@@ -466,6 +466,12 @@ def test_eps_outweighs_the_variance_of_a_batch(library):
     assert "8 of 8 channels" in finding.message
 
 
+@every_library
+def test_each_group_is_counted_once(library):
+    (finding,) = check(library.GroupNorm(2, 8), _x(3, 8, 4, 4) * 1e-4)
+    assert "the variance of 6 of 6 groups" in finding.message
+
+
 # Too few elements
 
 
