@@ -13,6 +13,8 @@ from torch import nn
 import momentnorm
 from momentnorm import factory, get_norm_layer, register_norm_layer
 
+NAMES = set(factory._REGISTRY)
+
 INPUTS = {1: (4, 4, 6), 2: (4, 4, 5, 6), 3: (4, 4, 2, 3, 4)}
 
 #: Name and dimensions: the layer of 4 channels, written out.
@@ -31,6 +33,8 @@ LAYERS = {
     ("batch_instance", 2): momentnorm.BatchInstanceNorm2d(4),
     ("ibn", 2): momentnorm.IBN(4),
     ("contrast", 2): momentnorm.ContrastNorm2d(),
+    ("filter_response", 2): momentnorm.FilterResponseNorm2d(4),
+    ("evonorm_b0", 2): momentnorm.EvoNorm2dB0(4),
 }
 
 
@@ -49,17 +53,21 @@ def test_what_a_name_makes(name, dimensions):
     torch.testing.assert_close(layer(x), expected(x))
 
 
-def test_every_name_is_tried_here_or_is_group():
-    assert {name for name, _ in LAYERS} | {"group"} == set(factory._REGISTRY)
+def test_every_name_is_tried_here():
+    tried = {name for name, _ in LAYERS} | {"group", "evonorm_s0"}  # these two below
+    assert tried == NAMES
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 3])
-def test_group_norm_has_32_groups_or_what_is_asked_for(dimensions):
+def test_norms_of_groups_have_32_groups_or_what_is_asked_for(dimensions):
     assert get_norm_layer("group", dimensions=dimensions)(64).num_groups == 32
     layer = get_norm_layer("group", dimensions=dimensions, num_groups=2, eps=1e-3, affine=False)(4)
     assert repr(layer) == repr(momentnorm.GroupNorm(2, 4, eps=1e-3, affine=False))
     x = torch.randn(INPUTS[dimensions])
     torch.testing.assert_close(layer(x), nn.GroupNorm(2, 4, 1e-3, False)(x))
+    if dimensions == 2:
+        evonorm = get_norm_layer("evonorm_s0", groups=2)(4)
+        assert torch.equal(evonorm(x), momentnorm.EvoNorm2dS0(4, groups=2)(x))
 
 
 def test_names_in_any_case_and_pairs_with_options():

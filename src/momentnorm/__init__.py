@@ -4,6 +4,8 @@ from importlib.metadata import version as _version
 
 from . import functional
 from ._dispatch import use_backend
+from .checkup import check
+from .conditional import SPADE, AdaIN, AdaptiveInstanceNorm2d, ConditionalInstanceNorm2d
 from .convert import accelerate, restore
 from .factory import get_norm_layer, register_norm_layer
 from .layers import (
@@ -24,7 +26,9 @@ from .layers import (
     LocalResponseNorm,
     RMSNorm,
 )
+from .legacy import load_legacy
 from .moments import Moments
+from .norm_activation import EvoNorm2dB0, EvoNorm2dS0, FilterResponseNorm2d
 from .patching import patch
 from .pool import Pool
 from .relatives import (
@@ -41,11 +45,18 @@ __version__ = _version("momentnorm")
 
 __all__ = [
     "IBN",
+    "SPADE",
+    "AdaIN",
+    "AdaptiveInstanceNorm2d",
     "BatchInstanceNorm2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ConditionalInstanceNorm2d",
     "ContrastNorm2d",
+    "EvoNorm2dB0",
+    "EvoNorm2dS0",
+    "FilterResponseNorm2d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -67,8 +78,10 @@ __all__ = [
     "SwitchableNorm3d",
     "__version__",
     "accelerate",
+    "check",
     "functional",
     "get_norm_layer",
+    "load_legacy",
     "patch",
     "register_norm_layer",
     "restore",

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from . import _dispatch, layers, relatives
+from . import _dispatch, layers, norm_activation, relatives
 
 __all__ = ["get_norm_layer", "register_norm_layer"]
 
@@ -44,6 +44,9 @@ def get_norm_layer(
     "ibn"                 ``IBN``
     "contrast"            ``ContrastNorm2d``, which has no parameters
     "local_response"      ``LocalResponseNorm``; ``size=5``
+    "filter_response"     ``FilterResponseNorm2d``, which is an activation too, as the next two are
+    "evonorm_b0"          ``EvoNorm2dB0``
+    "evonorm_s0"          ``EvoNorm2dS0``; ``groups=32``, and C has to be a multiple of it
     "none"                ``torch.nn.Identity``, which takes and ignores every option
     ====================  ==========================================================================
 
@@ -205,4 +208,7 @@ register_norm_layer("batch_instance", {2: relatives.BatchInstanceNorm2d})
 register_norm_layer("ibn", {2: relatives.IBN})
 register_norm_layer("contrast", {2: _contrast_norm})
 register_norm_layer("local_response", _local_response_norm)
+register_norm_layer("filter_response", {2: norm_activation.FilterResponseNorm2d})
+register_norm_layer("evonorm_b0", {2: norm_activation.EvoNorm2dB0})
+register_norm_layer("evonorm_s0", {2: norm_activation.EvoNorm2dS0})
 register_norm_layer("none", nn.Identity)

@@ -313,6 +313,8 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
         self,
         input: Tensor,
         residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
         out: Tensor | None = None,
         activation: str | None = None,
         negative_slope: float = 0.01,
@@ -322,7 +324,13 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
             symbol: object = input
             if isinstance(symbol, Proxy):
                 leaf: Tensor = self._leaf(
-                    symbol, activation, negative_slope, residual=residual, out=out
+                    symbol,
+                    activation,
+                    negative_slope,
+                    residual=residual,
+                    mask=mask,
+                    lengths=lengths,
+                    out=out,
                 )
                 return leaf
         if activation is None:
@@ -352,6 +360,8 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
                 activation,
                 negative_slope,
                 residual,
+                mask,
+                lengths,
                 self.inplace,
                 out,
             )
@@ -367,6 +377,8 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
             activation=activation,
             negative_slope=negative_slope,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
             inplace=self.inplace,
             out=out,
         )
@@ -414,7 +426,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
         negative_slope: of "leaky_relu".
         inplace: write the output over the input; an error where autograd would record the call.
 
-    A call takes, beside the input, ``residual`` and ``out``, as
+    A call takes, beside the input, ``residual``, ``mask``, ``lengths`` and ``out``, as
     :func:`momentnorm.functional.batch_norm` does; ``activation`` and ``negative_slope`` of a call
     stand in for the layer's own.
 
@@ -497,7 +509,7 @@ class GroupNorm(_Norm, nn.GroupNorm):
         negative_slope: of "leaky_relu".
         inplace: write the output over the input; an error where autograd would record the call.
 
-    A call takes, beside the input, ``residual`` and ``out``, as
+    A call takes, beside the input, ``residual``, ``mask``, ``lengths`` and ``out``, as
     :func:`momentnorm.functional.group_norm` does; ``activation`` and ``negative_slope`` of a call
     stand in for the layer's own.
 
@@ -523,6 +535,8 @@ class GroupNorm(_Norm, nn.GroupNorm):
         self,
         input: Tensor,
         residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
         out: Tensor | None = None,
         activation: str | None = None,
         negative_slope: float = 0.01,
@@ -532,7 +546,13 @@ class GroupNorm(_Norm, nn.GroupNorm):
             symbol: object = input
             if isinstance(symbol, Proxy):
                 leaf: Tensor = self._leaf(
-                    symbol, activation, negative_slope, residual=residual, out=out
+                    symbol,
+                    activation,
+                    negative_slope,
+                    residual=residual,
+                    mask=mask,
+                    lengths=lengths,
+                    out=out,
                 )
                 return leaf
         if activation is None:
@@ -548,6 +568,8 @@ class GroupNorm(_Norm, nn.GroupNorm):
                 activation,
                 negative_slope,
                 residual,
+                mask,
+                lengths,
                 self.inplace,
                 out,
             )
@@ -560,6 +582,8 @@ class GroupNorm(_Norm, nn.GroupNorm):
             activation=activation,
             negative_slope=negative_slope,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
             inplace=self.inplace,
             out=out,
         )
