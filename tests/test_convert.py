@@ -653,6 +653,24 @@ def test_verification_leaves_no_trace(network, training):
     assert "faster" in str(report) or not swapped
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", ["cyclegan", "pix2pix", "resnet", "convnext"])
+def test_other_dtypes_and_layouts_are_verified_too(name, dtype):
+    build, shape, swapped, _ = MODELS[name]
+    model = build().to(dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(shape, dtype=dtype).to(memory_format=torch.channels_last)
+    report = accelerate(model, verify=x)
+    assert sum(row.replay.right for row in report.swapped) == swapped
+    assert report.verification.outputs <= report.verification.tolerance
+
+
+def test_wrapped_models():
+    model = nn.DataParallel(small())
+    (row,) = accelerate(model, verify=torch.randn(2, 3, 6, 6)).rows
+    assert row.name == "module.1"
+    assert type(model.module[1]) is momentnorm.InstanceNorm2d
+
+
 class Keywords(nn.Module):
     def __init__(self):
         super().__init__()
@@ -774,6 +792,7 @@ def test_where_torch_is_wrong_float64_decides():
     x = 1000 + 0.001 * torch.randn(2, 3, 16, 16)
     report = accelerate(model, verify=x)
     assert not report.verification.right
+    assert "1 layers differ by more than rounding: from float64 torch's" in str(report)
     replay = report.rows[0].replay
     assert replay.difference > replay.tolerance
     assert replay.our_error < 1e-5 < replay.torch_error

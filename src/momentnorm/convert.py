@@ -107,6 +107,18 @@ class Report:
         )
         if self.verification is not None:
             lines.append(str(self.verification))
+        decided = [
+            row.replay for row in self.rows if row.replay and row.replay.our_error is not None
+        ]
+        if decided:
+            theirs, ours = (
+                max(error or 0.0 for error in errors)
+                for errors in zip(*((r.torch_error, r.our_error) for r in decided), strict=True)
+            )
+            lines.append(
+                f"{len(decided)} layers differ by more than rounding: from float64 torch's are off "
+                f"by up to {theirs:.0e}, ours by up to {ours:.0e}"
+            )
         return "\n".join(lines)
 
 
@@ -141,8 +153,9 @@ def accelerate(model: nn.Module, *, fuse: bool = True, verify: Any = None) -> Re
         verify: inputs to try the model with: a tensor, a tuple of arguments, or a dict of keyword
             arguments. The model runs before and after, in its present mode, and each layer by
             itself, both ways, on the inputs that it gets. Outputs, and in training mode gradients,
-            have to agree, and times are taken. Random numbers are the same in all runs; buffers,
-            ``.grad`` and torch's generators are left as they were. Hooks run with the model.
+            have to agree, and times are taken. Random numbers are the same in all runs, and dropout
+            layers off; buffers, ``.grad`` and torch's generators are left as they were. Hooks run
+            with the model.
 
     Returns:
         A :class:`Report`, with a row for each layer.
