@@ -107,14 +107,11 @@ class Report:
         )
         if self.verification is not None:
             lines.append(str(self.verification))
-        decided = [
-            row.replay for row in self.rows if row.replay and row.replay.our_error is not None
-        ]
+        replays = [row.replay for row in self.rows if row.replay is not None]
+        decided = [replay for replay in replays if replay.our_error is not None]
         if decided:
-            theirs, ours = (
-                max(error or 0.0 for error in errors)
-                for errors in zip(*((r.torch_error, r.our_error) for r in decided), strict=True)
-            )
+            theirs = max(replay.torch_error or 0.0 for replay in decided)
+            ours = max(replay.our_error or 0.0 for replay in decided)
             lines.append(
                 f"{len(decided)} layers differ by more than rounding: from float64 torch's are off "
                 f"by up to {theirs:.0e}, ours by up to {ours:.0e}"
