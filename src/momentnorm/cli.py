@@ -37,8 +37,15 @@ def _run_doctor(argv: Sequence[str]) -> int:
     return _doctor.run(parser.parse_args(argv))
 
 
+def _run_figure(argv: Sequence[str]) -> int:
+    from .explain import figure
+
+    return figure.main(argv)
+
+
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "stylize": (_run_stylize, "paint photographs in the manner of a picture; train your own style"),
+    "figure": (_run_figure, "draw which elements of a feature map share their statistics"),
     "doctor": (_run_doctor, "say which backend takes which call on this machine, and why"),
 }
 
