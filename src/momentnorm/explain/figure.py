@@ -8,12 +8,11 @@ pools: a plane has a part in a mean where the derivative of the mean by the plan
 
 from __future__ import annotations
 
-import argparse
 import math
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ..pool import BATCH, INSTANCE, Policy, Pool
 from ..relatives import SwitchableNorm2d, _Mixture
+from ._arguments import Parser
 from ._block import DARK, FONT, LIGHT, TIMES, Block, axes, glass, room, solid, spatial, text
 
 if TYPE_CHECKING:
@@ -268,13 +268,6 @@ def draw(
     return "\n".join([*drawn, "</svg>"]) + "\n"
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
 def _sizes(given: str) -> tuple[int, ...]:
     return tuple(int(size) for size in given.split(","))
 
@@ -284,7 +277,7 @@ _sizes.__name__ = "list of sizes, such as 4,6,4,4"
 
 def main(argv: Sequence[str]) -> int:
     """``momentnorm figure``. 0 is success, 2 wrong input: one line on stderr says what."""
-    parser = _Parser(
+    parser = Parser(
         prog="momentnorm figure",
         description="Which elements of a feature map share their statistics, as a drawing.",
     )

@@ -7,14 +7,15 @@ into one HTML document.
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
+
+from .._arguments import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,16 +88,9 @@ def serve(port: int) -> ThreadingHTTPServer:
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse, whose complaints are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
-
-
 def main(argv: Sequence[str]) -> int:
     """``momentnorm explore``. 0 is success, 2 wrong input: one line on stderr says what."""
-    parser = _Parser(
+    parser = Parser(
         prog="momentnorm explore",
         description="The page on which a normalization is done step by step.",
     )

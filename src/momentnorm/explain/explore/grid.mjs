@@ -37,7 +37,7 @@ export class Grid {
     this.layout = "";
     this.table.addEventListener("keydown", (event) => this.move(event));
     this.table.addEventListener("focusin", (event) => this.arrive(event.target));
-    this.table.addEventListener("pointerover", (event) => this.hover(this.element(event.target)));
+    this.table.addEventListener("pointerover", (event) => this.hover(this.elementAt(event.target)));
     this.table.addEventListener("pointerleave", () => this.hover(null));
   }
 
@@ -142,7 +142,7 @@ export class Grid {
   }
 
   /** The same, where a whole plane stands for the element of it that was chosen before. */
-  element(node) {
+  elementAt(node) {
     const at = this.at(node);
     return at && this.whole ? [...at.slice(0, 2), ...this.chosen.slice(2)] : at;
   }
@@ -152,7 +152,7 @@ export class Grid {
   }
 
   arrive(node) {
-    const at = this.element(node);
+    const at = this.elementAt(node);
     if (!at) return;
     if (this.editable) node.select();
     this.select(at);
