@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import momentnorm
-from chromium import browser  # noqa: F401 - a fixture
 from momentnorm.explain import explore
 from test_explore import assert_close, library_layer
 
@@ -25,7 +24,7 @@ def address(tmp_path_factory):
 
 
 @pytest.fixture
-def visit(browser, address):  # noqa: F811
+def visit(browser, address):
     """Open the page with these settings; it may ask for nothing and complain of nothing."""
     opened, complaints = [], []
 
@@ -142,6 +141,7 @@ POOLS = {
     "group-2": lambda n, c: n == 1 and c in (2, 3),
     "switchable": lambda n, c: n == 1 or c == 2,
     "batch-eval": lambda n, c: False,
+    "switchable-eval": lambda n, c: n == 1,
 }
 
 

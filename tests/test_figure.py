@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import momentnorm
-from chromium import browser  # noqa: F401 - a fixture
 from momentnorm.cli import main
 from momentnorm.explain import figure
 
@@ -120,7 +119,7 @@ def test_every_shape_is_a_described_picture(shape, dark):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_no_text_lies_on_another_or_outside(browser, shape):  # noqa: F811
+def test_no_text_lies_on_another_or_outside(browser, shape):
     for kinds in (kinds_for(shape), ["instance"]):
         page = browser.new_page()
         page.set_content(figure.draw(kinds, shape, groups=1))
