@@ -126,7 +126,7 @@ export class Grid {
     const cell = make("td", { role: "gridcell", ...spans });
     let target = cell;
     if (this.editable) {
-      target = make("input", { autocomplete: "off", spellcheck: "false" });
+      target = make("input", { size: 1, autocomplete: "off", spellcheck: "false" });
       target.addEventListener("input", () => this.edit(position, target.value));
       cell.append(target);
     } else cell.append(make("data"));

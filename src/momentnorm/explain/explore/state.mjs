@@ -218,11 +218,8 @@ export function fromHash(hash) {
 
 /** Which settings have a meaning for one of these norms. */
 export function relevant(norms) {
-  const any = (test) => norms.some(test);
-  const running = any(keepsRunning);
   return {
-    running,
-    kinds: any(({ layer }) => layer === "switchable"),
-    evalOnly: any((norm) => keepsRunning(norm) && !norm.training),
+    running: norms.some(keepsRunning),
+    kinds: norms.some(({ layer }) => layer === "switchable"),
   };
 }
