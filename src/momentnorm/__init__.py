@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import functional
 from ._dispatch import use_backend
+from .conditional import SPADE, AdaIN, AdaptiveInstanceNorm2d, ConditionalInstanceNorm2d
 from .layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -23,6 +24,7 @@ from .layers import (
     RMSNorm,
 )
 from .moments import Moments
+from .norm_activation import EvoNorm2dB0, EvoNorm2dS0, FilterResponseNorm2d
 from .pool import Pool
 from .relatives import (
     IBN,
@@ -37,11 +39,18 @@ __version__ = _version("momentnorm")
 
 __all__ = [
     "IBN",
+    "SPADE",
+    "AdaIN",
+    "AdaptiveInstanceNorm2d",
     "BatchInstanceNorm2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ConditionalInstanceNorm2d",
     "ContrastNorm2d",
+    "EvoNorm2dB0",
+    "EvoNorm2dS0",
+    "FilterResponseNorm2d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
