@@ -13,6 +13,8 @@ import momentnorm
 MODULES = [
     "_dispatch",
     "conditional",
+    "explain.explore",
+    "explain.figure",
     "functional",
     "layers",
     "moments",

@@ -58,6 +58,12 @@ class Block:
         self.width = self.right * (self.channels + self.samples)
         self.above = self.down * self.samples + self.rise * self.size
         self.below = self.down * self.channels
+        #: What stands on its left: the spatial dimensions and their sizes, and the room they take.
+        self.spatial = (
+            _SPATIAL.get(len(shape) - 2, "S"),
+            TIMES.join(str(size) for size in shape[2:]),
+        )
+        self.label = 16 + max(room(line) for line in self.spatial)
 
     def point(self, n: float, c: float, s: float) -> tuple[float, float]:
         return self.right * (c + n), self.down * (c - n) - self.rise * s
@@ -143,7 +149,7 @@ def room(content: str, size: float = FONT) -> float:
     return 0.62 * size * len(content)
 
 
-def axes(block: Block, shape: Sequence[int], theme: Theme) -> list[str]:
+def axes(block: Block, theme: Theme) -> list[str]:
     """Arrows along three edges, and what they count."""
     away = 9.0  # of an arrow from its edge
     drawn = []
@@ -173,12 +179,8 @@ def axes(block: Block, shape: Sequence[int], theme: Theme) -> list[str]:
     x, y = block.point(n / 2, c, 0)
     drawn.append(text(x + 10, y + 27, f"N = {n}", theme, **quiet))
     x, y = block.point(0, 0, s / 2)
-    for line, content in enumerate(spatial(shape)):
+    for line, content in enumerate(block.spatial):
         drawn.append(
             text(x - away - 7, y - 3 + 16 * line, content, theme, text_anchor="end", **quiet)
         )
     return drawn
-
-
-def spatial(shape: Sequence[int]) -> tuple[str, str]:
-    return _SPATIAL.get(len(shape) - 2, "S"), TIMES.join(str(size) for size in shape[2:])

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..pool import BATCH, INSTANCE, Policy, Pool
 from ..relatives import SwitchableNorm2d, _Mixture
 from ._arguments import Parser
-from ._block import DARK, FONT, LIGHT, TIMES, Block, axes, glass, room, solid, spatial, text
+from ._block import DARK, FONT, LIGHT, TIMES, Block, Theme, axes, glass, room, solid, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,6 +104,10 @@ _MARGIN = 22.0
 _GAP = 30.0
 _WRAP = 34  # characters of a caption's line
 _LINE = 18.0
+_TITLE = 1.2 * FONT
+_HEAD = 34.0  # of a panel, above the block
+_LABELS = 38.0  # of the axes, below it
+_SWATCH = 21.0  # of the legend, and its distance from the words
 
 
 def _counted(count: int, noun: str) -> str:
@@ -134,6 +138,10 @@ class _Panel:
     title: str
     caption: str
     part: Tensor
+
+    def width(self, block: Block) -> float:
+        words = max(room(line) for line in self.lines())
+        return max(block.label + block.width, words, room(self.title, _TITLE))
 
     def lines(self) -> list[str]:
         return textwrap.wrap(self.caption, _WRAP)
@@ -201,26 +209,29 @@ def draw(
         theme.glass: "planes without",
     }
 
+    description = f"A feature map of shape {tuple(shape)}, as a block; {legend[theme.chosen]}. "
+    description += " ".join(f"{panel.title}: {panel.caption}." for panel in panels)
+    return _sheet(panels, legend, description, block, chosen, theme)
+
+
+def _sheet(
+    panels: Sequence[_Panel],
+    legend: dict[str, str],
+    description: str,
+    block: Block,
+    chosen: tuple[int, int],
+    theme: Theme,
+) -> str:
+    """The panels in rows of up to four, the legend below."""
     columns = math.ceil(len(panels) / math.ceil(len(panels) / 4))
     rows = math.ceil(len(panels) / columns)
-    left = 16 + max(room(line) for line in spatial(shape))
-    width = max(
-        left + block.width,
-        *(room(line) for panel in panels for line in panel.lines()),
-        *(room(panel.title, 1.2 * FONT) for panel in panels),
-    )
-    head, foot = 34.0, 38.0 + _LINE * max(len(panel.lines()) for panel in panels)
-    height = head + block.above + block.below + foot
-    whole_width = max(
-        columns * (width + _GAP) - _GAP, *(21 + room(content) for content in legend.values())
-    )
-    whole_height = rows * (height + _GAP) + _LINE * len(legend)
-
-    description = (
-        f"A feature map of shape {tuple(shape)}, as a block; {legend[theme.chosen]}. "
-        + " ".join(f"{panel.title}: {panel.caption}." for panel in panels)
-    )
-    whole_width, whole_height = whole_width + 2 * _MARGIN, whole_height + 2 * _MARGIN
+    width = max(panel.width(block) for panel in panels)
+    foot = _LINE * max(len(panel.lines()) for panel in panels)
+    height = _HEAD + block.above + block.below + _LABELS + foot
+    panels_width = columns * (width + _GAP) - _GAP
+    inner = max(panels_width, *(_SWATCH + room(content) for content in legend.values()))
+    whole_width = inner + 2 * _MARGIN
+    whole_height = rows * (height + _GAP) + _LINE * len(legend) + 2 * _MARGIN
     drawn = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{whole_width:.0f}" '
         f'height="{whole_height:.0f}" viewBox="0 0 {whole_width:.0f} {whole_height:.0f}" '
@@ -229,43 +240,43 @@ def draw(
         f'<desc id="desc">{escape(description)}</desc>',
         f'<rect width="100%" height="100%" fill="{theme.background}"/>',
     ]
-    # Where the legend is wider than the panels, they stand in the middle.
-    inset = (whole_width - columns * (width + _GAP) + _GAP) / 2
+    left = (whole_width - panels_width) / 2  # the legend may be wider than the panels
     for index, panel in enumerate(panels):
-        x = inset + (index % columns) * (width + _GAP)
+        x = left + (index % columns) * (width + _GAP)
         y = _MARGIN + (index // columns) * (height + _GAP)
-        # The block and the label on its left, together in the middle.
-        origin = x + (width - left - block.width) / 2 + left, y + head + block.above
-        drawn += [
-            text(
-                x + width / 2,
-                y + 14,
-                panel.title,
-                theme,
-                text_anchor="middle",
-                font_size=1.2 * FONT,
-                font_weight=600,
-            ),
-            f'<g data-kind="{panel.kind}" transform="translate({origin[0]:.1f} {origin[1]:.1f})">',
-            *solid(block, panel.part, chosen, theme),
-            *glass(block, panel.part, theme),
-            *axes(block, shape, theme),
-            "</g>",
-        ]
-        below = y + head + block.above + block.below + 54
-        drawn += [
-            text(x + width / 2, below + _LINE * line, content, theme, text_anchor="middle")
-            for line, content in enumerate(panel.lines())
-        ]
+        drawn.append(f'<g transform="translate({x:.1f} {y:.1f})">')
+        drawn += [*_drawn_panel(panel, block, chosen, theme, width), "</g>"]
     for line, (colour, content) in enumerate(legend.items()):
         y = _MARGIN + rows * (height + _GAP) + _LINE * line
         edge = theme.line if colour == theme.glass else colour
         drawn += [
             f'<rect x="{_MARGIN}" y="{y:.1f}" width="12" height="12" rx="2" fill="{colour}" '
             f'stroke="{edge}"/>',
-            text(_MARGIN + 21, y + 11, content, theme, fill=theme.quiet),
+            text(_MARGIN + _SWATCH, y + 11, content, theme, fill=theme.quiet),
         ]
     return "\n".join([*drawn, "</svg>"]) + "\n"
+
+
+def _drawn_panel(
+    panel: _Panel, block: Block, chosen: tuple[int, int], theme: Theme, width: float
+) -> list[str]:
+    middle, y = width / 2, _HEAD + block.above
+    # The block and the label on its left, together in the middle.
+    x = (width - block.label - block.width) / 2 + block.label
+    caption = y + block.below + _LABELS + 0.8 * _LINE
+    centred = {"text_anchor": "middle"}
+    return [
+        text(middle, 14, panel.title, theme, **centred, font_size=_TITLE, font_weight=600),
+        f'<g data-kind="{panel.kind}" transform="translate({x:.1f} {y:.1f})">',
+        *solid(block, panel.part, chosen, theme),
+        *glass(block, panel.part, theme),
+        *axes(block, theme),
+        "</g>",
+        *(
+            text(middle, caption + _LINE * line, content, theme, **centred)
+            for line, content in enumerate(panel.lines())
+        ),
+    ]
 
 
 def _sizes(given: str) -> tuple[int, ...]:
