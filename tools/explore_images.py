@@ -18,8 +18,8 @@ from momentnorm.explain import explore, figure
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SHOTS = {
-    "explore.png": ("a=instance&b=batch&step=4&at=0,1,0,1", (1180, 800), "light"),
-    "explore-phone.png": ("a=group-2&b=none&shape=2,4,2,1&step=1&at=1,2,0,0", (360, 780), "dark"),
+    "explore.png": ("a=instance&b=batch&step=4&at=0,1,0,1", (1180, 1010), "light"),
+    "explore-phone.png": ("a=group-2&b=none&shape=2,4,2,1&step=5&at=1,2,0,0", (360, 1180), "dark"),
 }
 
 
