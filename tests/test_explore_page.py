@@ -319,6 +319,8 @@ def test_a_link_shows_the_same(visit):
     page.locator("#input input").nth(3).fill("7.25")
     page.locator("#steps input").nth(4).check()
     page.click("#theme")
+    page.click("#link")
+    assert "settings and numbers" in page.inner_text("#link-status")
     link = page.evaluate("location.hash")
     other = visit(link[1:])
     for read in (

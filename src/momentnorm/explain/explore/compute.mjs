@@ -200,6 +200,12 @@ export function shares(setting, n, c) {
   return found;
 }
 
+/** How strongly to mark each plane: by its share, but so that a small one is still seen. */
+export function strengths(shares) {
+  const strongest = Math.max(...shares);
+  return Array.from(shares, (share) => (share > 0 ? 0.35 + (0.65 * share) / strongest : 0));
+}
+
 /** weight / sqrt(var + eps), (N, C), and 0 rather than infinity where var + eps is 0. */
 export function scale({ weight, eps, shape: [, C] }, variance) {
   return variance.map((v, plane) => (v + eps === 0 ? 0 : weight[plane % C] / Math.sqrt(v + eps)));
@@ -218,25 +224,22 @@ export function apply({ shape: [, C, H, W], bias }, x, mean, scale) {
  * All of it, step by step: `planes` and `mean`, `var` (N, C); `centred`, `divided` and `y` (N, C, H, W).
  * RMSNorm has no bias.
  */
-export function normalize(given, x) {
-  check(given);
-  const setting = given.layer === "rms" ? { ...given, bias: given.bias.map(() => 0) } : given;
-  const ones = { ...setting, weight: setting.weight.map(() => 1), bias: setting.bias.map(() => 0) };
+export function normalize(setting, x) {
+  check(setting);
+  const ones = setting.weight.map(() => 1);
+  const zeros = setting.bias.map(() => 0);
+  const plain = { ...setting, weight: ones, bias: zeros };
+  const affine = setting.layer === "rms" ? { ...setting, bias: zeros } : setting;
   const planes = moments(x, setting.shape);
   const { mean, var: variance } = pooled(setting, planes);
+  const unscaled = mean.map(() => 1);
   return {
-    setting,
     planes,
     mean,
     var: variance,
-    centred: apply(
-      ones,
-      x,
-      mean,
-      mean.map(() => 1),
-    ),
-    divided: apply(ones, x, mean, scale(ones, variance)),
-    y: apply(setting, x, mean, scale(setting, variance)),
+    centred: apply(plain, x, mean, unscaled),
+    divided: apply(plain, x, mean, scale(plain, variance)),
+    y: apply(affine, x, mean, scale(affine, variance)),
   };
 }
 

@@ -1,7 +1,7 @@
 /** The settings: fields that say in place what is wrong with them. */
 
 import { LAYERS, keepsRunning } from "./compute.mjs";
-import { make } from "./dom.mjs";
+import { make, say } from "./dom.mjs";
 import {
   DIMENSIONS,
   MOST,
@@ -33,7 +33,7 @@ class Field {
     this.fail("");
     this.input.addEventListener("input", () => {
       try {
-        this.fail("");
+        this.failed = false;
         change(this.input.value);
       } catch (error) {
         this.fail(error.message);
@@ -44,17 +44,17 @@ class Field {
   /** Show what is wrong; an empty message is that nothing is. `own`: what is typed is no value. */
   fail(message, own = true) {
     this.failed = own && message !== "";
-    this.error.textContent = message;
+    say(this.error, message);
     this.error.hidden = message === "";
     this.input.setAttribute("aria-invalid", message !== "");
   }
 
-  /** The value of the state, unless somebody is typing here. */
-  set(value, force) {
+  /** The value of the state, unless somebody is typing here, and why a norm refuses it. */
+  set(value, force, refusal = "") {
     if (force) this.failed = false;
     if (this.failed) return;
     if (force || document.activeElement !== this.input) this.input.value = value;
-    this.fail("");
+    this.fail(refusal, false);
   }
 }
 
@@ -102,25 +102,29 @@ class NormControls {
       alter({ tracking, training: true }),
     );
     this.training = toggle(`${slot}-eval`, "evaluate with them", (on) => alter({ training: !on }));
+    this.always = make("p", { class: "hint" }, "The same in training and in evaluation.");
     this.element = make(
       "div",
       { class: "norm" },
       this.layer.element,
       this.groups.element,
+      this.always,
       this.tracking.element,
       this.training.element,
     );
   }
 
-  set(state, force) {
+  set(state, force, refusal) {
     const chosen = state[this.slot];
     this.layer.select.value = chosen ? chosen.layer : "none";
     this.groups.element.hidden = chosen?.layer !== "group";
-    this.groups.set(chosen?.groups ?? 2, force);
+    const refused = refusal?.field === "groups" ? refusal.message : "";
+    this.groups.set(chosen?.groups ?? 2, force, refused);
     this.tracking.element.hidden = !["instance", "batch"].includes(chosen?.layer);
     this.tracking.input.checked = Boolean(chosen?.tracking);
     this.training.element.hidden = !chosen || !keepsRunning(chosen);
     this.training.input.checked = Boolean(chosen && !chosen.training);
+    this.always.hidden = !chosen || ["instance", "batch", "switchable"].includes(chosen.layer);
   }
 }
 
@@ -219,7 +223,7 @@ export class Controls {
 
   reshape(change) {
     const shape = readShape(this.shape.map((field) => field.input.value));
-    for (const field of this.shape) field.fail("");
+    for (const field of this.shape) field.failed = false;
     change((state) => resized(state, shape));
   }
 
@@ -229,22 +233,12 @@ export class Controls {
     const { running, kinds } = relevant(chosen);
     this.running.hidden = !running;
     this.kinds.hidden = !kinds;
-    for (const choice of this.choices) choice.set(state, force);
-    const shapeFailed = !force && this.shape.some((field) => field.failed);
-    this.shape.forEach((field, i) => {
-      if (!shapeFailed) field.set(state.shape[i], force);
-    });
+    const refused = (name) =>
+      Object.values(refusals).find((refusal) => refusal?.field === name)?.message;
+    for (const choice of this.choices) choice.set(state, force, refusals[choice.slot]);
+    if (force || !this.shape.some((field) => field.failed))
+      this.shape.forEach((field, i) => field.set(state.shape[i], force, refused("shape")));
     for (const [name, field] of Object.entries(this.fields))
-      field.set([state[name]].flat().join(", "), force);
-    for (const [slot, refusal] of Object.entries(refusals)) {
-      if (!refusal) continue;
-      const fields =
-        refusal.field === "groups"
-          ? [this.choices[slot === "a" ? 0 : 1].groups]
-          : refusal.field === "shape"
-            ? this.shape
-            : [this.fields[refusal.field]];
-      for (const field of fields) field.fail(refusal.message, false);
-    }
+      field.set([state[name]].flat().join(", "), force, refused(name));
   }
 }

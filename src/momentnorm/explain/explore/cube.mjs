@@ -1,5 +1,6 @@
 /** The feature map as a block of glass: solid are the planes that the statistics come from. */
 
+import { strengths } from "./compute.mjs";
 import { makeSvg } from "./dom.mjs";
 
 const CELL = 22; // the edge of a cell along samples and channels
@@ -24,20 +25,19 @@ export function drawCube(svg, [N, C, H, W], shares, [chosenN, chosenC], label) {
       ),
     top: (n, c) => quad([n, c, size], [n, c + 1, size], [n + 1, c + 1, size], [n + 1, c, size]),
   };
-  const strongest = Math.max(...shares.filter((share) => share < 1), 0) || 1;
+  const strength = strengths(shares);
   const solid = [],
     glass = { front: "", side: "", top: "" };
   // Those that hide others come after those that they hide.
   for (let n = N - 1; n >= 0; n--)
     for (let c = 0; c < C; c++) {
-      const share = shares[n * C + c];
-      if (share > 0) {
+      if (shares[n * C + c] > 0) {
         const chosen = n === chosenN && c === chosenC;
         const plane = makeSvg("g", {
           class: chosen ? "solid chosen" : "solid",
           "data-plane": `${n},${c}`,
         });
-        plane.style.setProperty("--strength", chosen ? 1 : 0.35 + (0.65 * share) / strongest);
+        plane.style.setProperty("--strength", chosen ? 1 : strength[n * C + c]);
         for (const face of ["front", "side", "top"])
           plane.append(makeSvg("path", { class: face, d: faces[face](n, c) }));
         solid.push(plane);

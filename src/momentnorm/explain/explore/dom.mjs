@@ -21,4 +21,9 @@ export function makeSvg(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** Set a text, but only if it is another: screen readers read a text aloud whenever it is set. */
+export function say(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
 export const byId = (id) => document.getElementById(id);

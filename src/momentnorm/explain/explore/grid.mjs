@@ -3,6 +3,7 @@
  * are walked by the arrow keys, and are one stop for the Tab key.
  */
 
+import { strengths } from "./compute.mjs";
 import { make } from "./dom.mjs";
 import { indexOf } from "./state.mjs";
 import { aligned, decimals, place, short } from "./words.mjs";
@@ -51,20 +52,16 @@ export class Grid {
     const hadFocus = this.table.contains(document.activeElement);
     if (layout !== this.layout) this.build(shape, whole);
     Object.assign(this, { layout, shape, whole, chosen: at });
-    const strongest = Math.max(...shares.filter((share) => share < 1), 0) || 1;
+    const strength = strengths(shares);
     const digits = decimals(values);
     for (const [key, { cell, target, position }] of this.cells) {
       const [n, c] = position;
       const plane = n * shape[1] + c;
-      const share = shares[plane];
       const chosen = key === this.key(at);
-      cell.classList.toggle("in", share > 0);
+      cell.classList.toggle("in", shares[plane] > 0);
       cell.classList.toggle("in-other", others !== undefined && others[plane] > 0);
       cell.classList.toggle("chosen", chosen);
-      cell.style.setProperty(
-        "--strength",
-        share > 0 ? Math.min(1, 0.35 + (0.65 * share) / strongest) : 0,
-      );
+      cell.style.setProperty("--strength", strength[plane]);
       target.tabIndex = chosen ? 0 : -1;
       const index = whole ? plane : indexOf(shape, position);
       this.show(target, values[index], digits, position, wrong.get(index));
@@ -163,10 +160,9 @@ export class Grid {
     const from = this.at(target);
     if (!from || event.altKey || event.metaKey) return;
     const [N, C, H, W] = this.shape;
-    const rows = this.whole ? H : 1,
-      columns = this.whole ? W : 1;
-    let row = from[0] * H + from[2],
-      column = from[1] * W + from[3];
+    const [rows, columns] = this.whole ? [H, W] : [1, 1];
+    let row = from[0] * H + from[2];
+    let column = from[1] * W + from[3];
     if (key in MOVES) {
       // Inside a number that is being typed, left and right belong to the text.
       if (this.editable && key === "ArrowLeft" && target.selectionStart > 0) return;

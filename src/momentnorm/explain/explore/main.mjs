@@ -2,7 +2,7 @@
 
 import { shares, updated } from "./compute.mjs";
 import { Controls } from "./controls.mjs";
-import { byId, make } from "./dom.mjs";
+import { byId, make, say } from "./dom.mjs";
 import { Grid } from "./grid.mjs";
 import { Panel } from "./panel.mjs";
 import { Photo } from "./photo.mjs";
@@ -22,7 +22,7 @@ let state;
 let hovered = null;
 const wrong = new Map(); // flat index of an input cell: { at, text, message }, where it is no number
 let ownHash = "";
-let announcing;
+let settling;
 
 const input = new Grid({
   label: "Input",
@@ -49,12 +49,14 @@ const panels = {
 const controls = new Controls(change);
 const photo = new Photo();
 
-function change(make, { force = false } = {}) {
-  const next = make(state);
+/** Replace the state by `alter(state)`. `force`: also what is being typed. */
+function change(alter, { force = false } = {}) {
+  const next = alter(state);
   if (String(next.shape) !== String(state.shape) || force) wrong.clear();
   state = next;
   render(force);
-  announce();
+  clearTimeout(settling);
+  settling = setTimeout(settle, 250);
 }
 
 function select(at) {
@@ -95,9 +97,10 @@ function render(force = false) {
     at,
     wrong,
   });
-  byId("input-error").textContent = [...wrong.values()]
-    .map(({ at, message }) => `${place(at)}: ${message}. The last number is kept.`)
-    .join(" ");
+  const mistakes = [...wrong.values()].map(
+    ({ at, message }) => `${place(at)}: ${message}. The last number is kept.`,
+  );
+  say(byId("input-error"), mistakes.join(" "));
   controls.set(state, refusals, force);
   photo.show(
     norms.map((slot) => ({
@@ -115,8 +118,6 @@ function render(force = false) {
   if (state.theme === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = state.theme;
   byId("theme").textContent = isDark() ? "Light theme" : "Dark theme";
-  ownHash = toHash(state);
-  history.replaceState(null, "", ownHash ? `#${ownHash}` : location.pathname + location.search);
 }
 
 function isDark() {
@@ -125,21 +126,26 @@ function isDark() {
     : state.theme === "dark";
 }
 
-/** Tell screen readers, once the hand rests. */
-function announce() {
-  clearTimeout(announcing);
-  announcing = setTimeout(() => {
-    const x = state.x[indexOf(state.shape, state.at)];
-    const told = ["a", "b"].filter((slot) => state[slot] && !panels[slot].body.hidden);
-    byId("announcement").textContent =
-      `Step ${state.step + 1} of ${STEPS}. ${short(x)} at ${place(state.at)}. ` +
-      told.map((slot) => panels[slot].sentence).join(" ");
-  }, 250);
+/** Once the hand rests: the address, which browsers let change only so often, and a word. */
+function settle() {
+  writeAddress();
+  const at = hovered ?? state.at;
+  const told = ["a", "b"].filter((slot) => state[slot] && !panels[slot].body.hidden);
+  byId("announcement").textContent =
+    `Step ${state.step + 1} of ${STEPS}. ${short(state.x[indexOf(state.shape, at)])} at ${place(at)}. ` +
+    told.map((slot) => panels[slot].sentence).join(" ");
+}
+
+function writeAddress() {
+  ownHash = toHash(state);
+  if (location.hash.slice(1) === ownHash) return;
+  history.replaceState(null, "", ownHash ? `#${ownHash}` : location.pathname + location.search);
 }
 
 function start() {
   const found = fromHash(location.hash);
   state = found.state;
+  ownHash = location.hash.slice(1);
   wrong.clear();
   byId("link-problems").textContent = found.problems.join(" ");
   render(true);
@@ -184,6 +190,7 @@ byId("theme").addEventListener("click", () =>
 );
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => render());
 byId("link").addEventListener("click", async () => {
+  writeAddress();
   try {
     await navigator.clipboard.writeText(location.href);
     byId("link-status").textContent = "Copied: the link carries these settings and numbers.";

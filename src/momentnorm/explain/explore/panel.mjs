@@ -23,7 +23,7 @@ export class Panel {
     this.caption = make("h3", {});
     this.grid = new Grid({ label: "", select, hover });
     this.steps = make("ol", { class: "arithmetic" });
-    this.refusal = make("p", { class: "refusal", role: "alert" });
+    this.refusal = make("p", { class: "refusal" });
     this.running = make("div", { class: "running" });
     this.body = make(
       "div",

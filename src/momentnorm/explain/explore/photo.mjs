@@ -11,7 +11,7 @@ const COLOURS = ["red", "green", "blue"];
 /** What is black and what is white. */
 const RANGES = { before: [0, 255], after: [-3, 3] };
 
-/** The decoded pictures at one size, cut to the shape of the first: { shape, x, note }. */
+/** The decoded pictures at one size, cut to the shape of the first: { planes, height, width, note }. */
 async function decode(files) {
   const bitmaps = await Promise.all(
     files.slice(0, MOST_PHOTOS).map((file) => createImageBitmap(file)),
@@ -22,8 +22,7 @@ async function decode(files) {
   const height = Math.max(1, Math.round(first.height * factor));
   const pixels = bitmaps.map((bitmap) => {
     const cover = Math.max(width / bitmap.width, height / bitmap.height);
-    const w = bitmap.width * cover,
-      h = bitmap.height * cover;
+    const [w, h] = [bitmap.width * cover, bitmap.height * cover];
     const context = new OffscreenCanvas(width, height).getContext("2d", {
       willReadFrequently: true,
     });

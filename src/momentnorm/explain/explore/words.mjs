@@ -159,8 +159,8 @@ function meanStep(setting, x, found, n, c, plane) {
 
 function varianceStep(setting, x, found, n, c, plane) {
   const { layer } = setting;
-  const mean = found.mean[plane],
-    variance = found.var[plane];
+  const mean = found.mean[plane];
+  const variance = found.var[plane];
   if (layer === "switchable")
     return {
       formula: "var = w₁ var(in) + w₂ var(ln) + w₃ var(bn)",
@@ -201,14 +201,12 @@ export function explain(setting, x, found, at) {
   const [n, c] = at;
   const plane = n * setting.shape[1] + c;
   const index = indexOf(setting.shape, at);
-  const mean = found.mean[plane],
-    variance = found.var[plane];
-  const { eps } = setting,
-    weight = setting.weight[c],
-    bias = found.setting.bias[c];
-  const centred = found.centred[index],
-    divided = found.divided[index],
-    y = found.y[index];
+  const mean = found.mean[plane];
+  const variance = found.var[plane];
+  const { eps } = setting;
+  const weight = setting.weight[c];
+  const bias = setting.bias[c];
+  const [centred, divided, y] = [found.centred, found.divided, found.y].map((v) => v[index]);
   const root = Math.sqrt(variance + eps);
   const rms = setting.layer === "rms";
   const steps = [
@@ -232,11 +230,9 @@ export function explain(setting, x, found, at) {
       formula: rms
         ? "y = x / √(mean square + eps) · weight"
         : "y = (x − mean) / √(var + eps) · weight + bias",
-      lines: [
-        rms
-          ? `${term(divided)} ${TIMES} ${term(weight)} ${equals(y)}`
-          : `${term(divided)} ${TIMES} ${term(weight)} + ${term(bias)} ${equals(y)}`,
-      ],
+      lines: rms
+        ? [`${term(divided)} ${TIMES} ${term(weight)} ${equals(y)}`, "RMS Norm has no bias."]
+        : [`${term(divided)} ${TIMES} ${term(weight)} + ${term(bias)} ${equals(y)}`],
     },
   ];
   return steps.map((step, i) => ({
