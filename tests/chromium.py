@@ -10,7 +10,8 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-@pytest.fixture(scope="session")
+# Of a module, not of the session: while playwright runs, so does its event loop.
+@pytest.fixture(scope="module")
 def browser():
     """Playwright's browser, driving the Chromium of this machine."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

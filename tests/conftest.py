@@ -7,7 +7,7 @@ import torch
 from hypothesis import settings
 
 import stand_in
-from chromium import browser  # noqa: F401 - a fixture: one for all tests
+from chromium import browser  # noqa: F401 - a fixture
 from momentnorm import _dispatch, use_backend
 
 # Last, after the reference that takes every call: nothing reaches it unless asked for by name.
