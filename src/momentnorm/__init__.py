@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from . import functional
 from ._dispatch import use_backend
+from .checkup import check
 from .conditional import SPADE, AdaIN, AdaptiveInstanceNorm2d, ConditionalInstanceNorm2d
 from .layers import (
     BatchNorm1d,
@@ -23,6 +24,7 @@ from .layers import (
     LocalResponseNorm,
     RMSNorm,
 )
+from .legacy import load_legacy
 from .moments import Moments
 from .norm_activation import EvoNorm2dB0, EvoNorm2dS0, FilterResponseNorm2d
 from .pool import Pool
@@ -70,6 +72,8 @@ __all__ = [
     "SwitchableNorm2d",
     "SwitchableNorm3d",
     "__version__",
+    "check",
     "functional",
+    "load_legacy",
     "use_backend",
 ]
