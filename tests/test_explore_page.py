@@ -138,6 +138,7 @@ def test_numbers_are_edited_in_place(visit):
     first.fill("-3.5 apples")
     assert "“-3.5 apples” is not a number" in page.inner_text("#input-error")
     assert first.get_attribute("aria-invalid") == "true"
+    assert first.get_attribute("aria-describedby") == "input-error"
     assert_close(values(page), expected)
     page.keyboard.press("ArrowDown")  # what is wrong stays to be seen
     assert first.input_value() == "-3.5 apples"

@@ -307,7 +307,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--groups", type=int, default=2, metavar="G", help="of group; default 2")
     parser.add_argument("--sample", type=int, default=0, metavar="I", help="the plane's; default 0")
-    parser.add_argument("--channel", type=int, default=0, metavar="I", help="the same")
+    parser.add_argument("--channel", type=int, default=0, metavar="I", help="the same; default 0")
     parser.add_argument("--dark", action="store_true", help="for a dark page or slide")
     parser.add_argument(
         "-o", "--out", required=True, type=Path, metavar="FILE", help=".svg, .png or .pdf"

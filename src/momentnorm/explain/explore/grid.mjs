@@ -75,6 +75,7 @@ export class Grid {
     if (this.editable) {
       target.setAttribute("aria-label", where);
       target.setAttribute("aria-invalid", wrong !== undefined);
+      target.setAttribute("aria-describedby", wrong ? "input-error" : "input-hint");
       if (document.activeElement !== target) target.value = wrong?.text ?? String(value);
       return;
     }
