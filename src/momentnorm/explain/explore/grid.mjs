@@ -54,6 +54,9 @@ export class Grid {
     Object.assign(this, { layout, shape, whole, chosen: at });
     const strength = strengths(shares);
     const digits = decimals(values);
+    // All fields are as wide as the longest number, up to a length.
+    const longest = Math.max(...Array.from(values, (value) => String(value).length));
+    this.table.style.setProperty("--characters", Math.min(longest, 12));
     for (const [key, { cell, target, position }] of this.cells) {
       const [n, c] = position;
       const plane = n * shape[1] + c;

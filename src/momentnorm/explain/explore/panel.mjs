@@ -77,7 +77,8 @@ export class Panel {
       at,
       `The planes behind the statistics of ${name}: ${from}`,
     );
-    this.caption.textContent = step < 2 ? `${steps[step].name} of each plane` : STEP_NAMES[step];
+    this.caption.textContent =
+      step < 2 ? `${steps[step].name} used by each plane` : STEP_NAMES[step];
     this.grid.table.setAttribute("aria-label", `${name}: ${this.caption.textContent}`);
     this.grid.update({
       shape: setting.shape,
