@@ -16,6 +16,8 @@ MODULES = [
     "conditional",
     "convert",
     "factory",
+    "explain.explore",
+    "explain.figure",
     "functional",
     "layers",
     "moments",

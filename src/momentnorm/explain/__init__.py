@@ -1,0 +1,1 @@
+"""Normalization, explained: an application of the library."""
