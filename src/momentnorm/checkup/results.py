@@ -246,8 +246,8 @@ def layout(call: Call) -> Iterator[Finding]:
             "layout",
             f"channels_last arrives and contiguous leaves: {2 * megabytes:.3g} MB are moved to "
             "convert it, and as many behind it, where channels_last is wanted again",
-            f"momentnorm.{type(call.layer).__name__} keeps the layout; momentnorm.accelerate(model) "
-            "puts it there",
+            f"momentnorm.{type(call.layer).__name__} keeps the layout "
+            "(momentnorm.accelerate swaps them all)",
         )
 
 
