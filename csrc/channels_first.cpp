@@ -1,6 +1,7 @@
 // The kernels for feature maps whose planes are contiguous. Compiled once for each instruction set,
 // into a namespace of its own.
 #include "coefficients.h"
+#include "columns.h"
 #include "runs.h"
 #include "visit.h"
 
@@ -83,12 +84,12 @@ struct Of {
     }
   }
 
-  // The gradient's sums over each plane; close(pool); and then map(plane, pool, begin, count) over
-  // its blocks.
-  template <class Gradient, class Fetch, class Close, class Map>
+  // finish(plane, sums) with the gradient's sums over each plane; close(pool); and then map(plane,
+  // pool, begin, count) over its blocks.
+  template <class Gradient, class Finish, class Fetch, class Close, class Map>
   static INLINE void visit_gradient(const ThreadPool& threads, const Grid& grid, Gradient gradient,
-                                    const void* x, const double* mean, double* sums,
-                                    double* weighted_sums, Fetch fetch, Close close, Map map) {
+                                    const void* x, const double* mean, Finish finish, Fetch fetch,
+                                    Close close, Map map) {
     visit<int, GradientSums>(
         threads, Pools(grid), grid.size, [](int64_t, int64_t, int64_t) { return 0; },
         [=, &grid](int64_t plane, int64_t begin, int64_t count, int) {
@@ -100,11 +101,7 @@ struct Of {
           into.plain += next.plain;
           into.weighted += next.weighted;
         },
-        [=](int64_t plane, const GradientSums& all) {
-          sums[plane] = all.plain;
-          weighted_sums[plane] = all.weighted;
-        },
-        close, map);
+        finish, close, map);
   }
 
   static int32_t moments(const ThreadPool& threads, const Grid& grid, const void* x, double* mean,
@@ -136,14 +133,19 @@ struct Of {
     return MOMENTNORM_OK;
   }
 
-  // Pools that are runs of one sample: runs.h.
-  static int32_t normalize_runs(const ThreadPool& threads, const Grid& grid, const Tail& tail,
-                                const void* x, const void* weight, const void* bias, double eps,
-                                void* y, double* mean, double* var) {
+  // Small planes: runs.h and columns.h.
+  static int32_t normalize_small(const ThreadPool& threads, const Grid& grid, const Tail& tail,
+                                 const void* x, const void* weight, const void* bias, double eps,
+                                 void* y, double* mean, double* var) {
     const PlaceMaps<T> maps(grid, weight, bias);
     if (!maps.good()) return MOMENTNORM_NO_MEMORY;
-    const RunOperands<E> operands = {
-        tail, nullptr, in(x), in(tail.residual), out(y), nullptr, maps.weight.data, maps.bias.data};
+    const Operands<E> operands = {
+        tail,   true,    nullptr,          in(x),         in(tail.residual),
+        out(y), nullptr, maps.weight.data, maps.bias.data};
+    if (down_columns(grid)) {
+      Columns<E>(threads, grid).normalize(threads, operands, eps, mean, var);
+      return MOMENTNORM_OK;
+    }
     const Runs runs(grid);
     if (runs.length < kShortRun) {
       normalize_short_runs(threads, grid, operands, eps, mean, var);
@@ -153,12 +155,11 @@ struct Of {
     with_fetch(of_runs, y, [&](auto fetch) {
       visit_moments(threads, of_runs, x, mean, var, fetch, no_close,
                     [&](int64_t run, int64_t, int64_t begin, int64_t count) {
-                      const int64_t sample = run / of_runs.channels;
-                      const int64_t of_sample = run % of_runs.channels * runs.length;
-                      const int64_t before = sample * of_runs.channels;
+                      const int64_t sample = run / runs.per_sample;
+                      const int64_t before = sample * runs.per_sample;
                       for (int64_t i = begin; i < begin + count; i += kChunk) {
                         const int64_t n = begin + count - i < kChunk ? begin + count - i : kChunk;
-                        const int64_t first = of_sample + i;
+                        const int64_t first = (run - before) * runs.length + i;
                         map_runs(runs, operands.from(sample * runs.width + first, first),
                                  mean + before, var + before, eps, first, first + n);
                       }
@@ -167,45 +168,54 @@ struct Of {
     return MOMENTNORM_OK;
   }
 
-  static int32_t normalize_runs_backward(const ThreadPool& threads, const Grid& grid,
-                                         const Tail& tail, const void* g, const void* x,
-                                         const double* mean, const double* var, const void* weight,
-                                         const void* bias, double eps, void* dx, void* z_gradient,
-                                         void* dweight, void* dbias) {
-    const Runs runs(grid);
-    const Grid of_runs = grid_of_runs(grid);
+  static int32_t normalize_small_backward(const ThreadPool& threads, const Grid& grid,
+                                          const Tail& tail, const void* g, const void* x,
+                                          const double* mean, const double* var, const void* weight,
+                                          const void* bias, double eps, void* dx, void* z_gradient,
+                                          void* dweight, void* dbias) {
     const PlaceMaps<T> maps(grid, weight, bias);
-    const Array<double> sums(2 * planes(of_runs));
-    const Array<double> partial(ceil_div(grid.samples, kRows) * 2 * runs.width);
-    if (!maps.good() || sums.data == nullptr || partial.data == nullptr) {
+    const int64_t pools = Pools(grid).count;
+    const int64_t blocks =
+        down_columns(grid) ? grid.samples / grid.pool_samples : ceil_div(grid.samples, kRows);
+    const Array<double> of_channels(2 * blocks * grid.channels);
+    const Array<GradientSums> of_runs(pools);
+    if (!maps.good() || of_channels.data == nullptr || of_runs.data == nullptr) {
       return MOMENTNORM_NO_MEMORY;
     }
-    double *const plain = sums.data, *const weighted = plain + planes(of_runs);
-    const bool given = !through(tail, z_gradient);
-    const RunOperands<E> operands = {
-        tail,          in(g), in(x), in(tail.residual), out(dx), out(z_gradient), maps.weight.data,
-        maps.bias.data};
-    if (runs.length < kShortRun) {
-      sum_short_runs(threads, grid, operands, given, mean, var, eps, plain, weighted);
+    const Operands<E> operands = {tail,
+                                  !through(tail, z_gradient),
+                                  in(g),
+                                  in(x),
+                                  in(tail.residual),
+                                  out(dx),
+                                  out(z_gradient),
+                                  maps.weight.data,
+                                  maps.bias.data};
+    if (down_columns(grid)) {
+      Columns<E>(threads, grid).backward(threads, operands, mean, var, eps, of_channels.data);
     } else {
-      RunOperands<E> reading = operands;
-      reading.copy = nullptr;
-      auto gradient = [&](int64_t run, int64_t at, const void*) {
-        return ThroughWeight<E>(reading.from(at, at % runs.width), given,
-                                Shared<T>(mean[run], inverse_std(var[run], eps)));
-      };
-      visit_gradient(threads, of_runs, gradient, x, mean, plain, weighted, NoFetch{}, no_close,
-                     no_map);
+      const Runs runs(grid);
+      if (!runs.whole) {
+        auto gradient = [&](int64_t run, int64_t at, const void*) {
+          return ThroughWeight<E>(operands.from(at, at % runs.width),
+                                  Shared<T>(mean[run], inverse_std(var[run], eps)));
+        };
+        visit_gradient(
+            threads, grid_of_runs(grid), gradient, x, mean,
+            [&](int64_t run, const GradientSums& all) { of_runs.data[run] = all; }, NoFetch{},
+            no_close, no_map);
+      }
+      map_runs_backward(threads, grid, operands, mean, var, eps, of_runs.data, of_channels.data);
     }
-    map_runs_backward(
-        threads, grid, operands, given,
-        [=](int64_t run) {
-          const double rstd = inverse_std(var[run], eps), count = double(runs.length);
-          return Shared<T>(mean[run], rstd, -rstd * rstd * rstd * (weighted[run] / count),
-                           -rstd * (plain[run] / count));
-        },
-        partial.data);
-    add_places(grid, partial.data, dweight, dbias);
+    for (int64_t channel = 0; channel < grid.channels; ++channel) {
+      double of_weight = 0, of_bias = 0;
+      for (int64_t block = 0; block < blocks; ++block) {
+        of_weight += of_channels.data[2 * block * grid.channels + channel];
+        of_bias += of_channels.data[(2 * block + 1) * grid.channels + channel];
+      }
+      set_parameter(grid, dweight, channel, of_weight);
+      set_parameter(grid, dbias, channel, of_bias);
+    }
     return MOMENTNORM_OK;
   }
 
@@ -213,8 +223,8 @@ struct Of {
                            const void* x, const void* weight, const void* bias, double eps, void* y,
                            double* mean, double* var) {
     if (no_elements(grid, mean, var, __builtin_nan(""))) return MOMENTNORM_OK;
-    if (in_runs(grid)) {
-      return normalize_runs(threads, grid, tail, x, weight, bias, eps, y, mean, var);
+    if (along_runs(grid) || down_columns(grid)) {
+      return normalize_small(threads, grid, tail, x, weight, bias, eps, y, mean, var);
     }
     const Pools pools(grid);
     const bool alone = pools.planes == 1;
@@ -247,8 +257,12 @@ struct Of {
                                double* weighted_sums) {
     if (no_elements(grid, sums, weighted_sums, 0)) return MOMENTNORM_OK;
     with_gradient(tail, g, x, mean, scale, shift, nullptr, [=, &threads, &grid](auto gradient) {
-      visit_gradient(threads, grid, gradient, x, mean, sums, weighted_sums, NoFetch{}, no_close,
-                     no_map);
+      visit_gradient(
+          threads, grid, gradient, x, mean,
+          [=](int64_t plane, const GradientSums& all) {
+            sums[plane] = all.plain, weighted_sums[plane] = all.weighted;
+          },
+          NoFetch{}, no_close, no_map);
     });
     return MOMENTNORM_OK;
   }
@@ -274,19 +288,22 @@ struct Of {
                                     const double* var, const void* weight, const void* bias,
                                     double eps, void* dx, void* z_gradient, void* dweight,
                                     void* dbias, double* sums, double* weighted_sums) {
-    if (in_runs(grid)) {
-      return normalize_runs_backward(threads, grid, tail, g, x, mean, var, weight, bias, eps, dx,
-                                     z_gradient, dweight, dbias);
+    if (grid.size > 0 && (along_runs(grid) || down_columns(grid))) {
+      return normalize_small_backward(threads, grid, tail, g, x, mean, var, weight, bias, eps, dx,
+                                      z_gradient, dweight, dbias);
     }
     const PlaneMaps maps(grid, through(tail, z_gradient), weight, bias, mean, var, eps);
     const PoolSums all(grid, sums, weighted_sums);
     if (!maps.good() || !all.good()) return MOMENTNORM_NO_MEMORY;
+    auto finish = [&](int64_t plane, const GradientSums& sums) {
+      all.plain[plane] = sums.plain, all.weighted[plane] = sums.weighted;
+    };
     auto close = [&](int64_t pool) { all.close(grid, weight, maps, pool); };
     with_gradient(
         tail, g, x, maps.mean, maps.scale.data, maps.shift.data, z_gradient, [&](auto gradient) {
           auto visit_with = [&](auto fetch) {
             visit_gradient(
-                threads, grid, gradient, x, maps.mean, all.plain, all.weighted, fetch, close,
+                threads, grid, gradient, x, maps.mean, finish, fetch, close,
                 [=, &grid, &maps, &all](int64_t plane, int64_t pool, int64_t begin, int64_t count) {
                   const int64_t at = plane * grid.size + begin;
                   const double a =

@@ -14,8 +14,10 @@
 namespace MOMENTNORM_NAMESPACE {
 namespace {
 
-// How much is read for the first time before it is read again.
+// How much is read for the first time before it is read again: of large samples, by all threads
+// together; of small ones a thread reads each twice by itself.
 constexpr int64_t kGroupBytes = int64_t(8) << 20;
+constexpr int64_t kSmallSample = int64_t(512) << 10;
 
 // The memory of a thread's Scratch.
 template <class T>
@@ -45,21 +47,53 @@ struct Of {
   static INLINE const E* in(const void* data) { return static_cast<const E*>(data); }
   static INLINE E* out(void* data) { return static_cast<E*>(data); }
 
-  // For each group of samples: reduce(sample, block, partial, scratch), where partial is two
-  // doubles for each channel; fold(into, next, blocks so far) over a sample's blocks in order;
-  // finish(sample, partial, coefficients); then map(sample, block, coefficients, scratch).
+  // For each sample, or each group of large ones: reduce(sample, block, partial, scratch), where
+  // partial is two doubles for each channel; fold(into, next, blocks so far) over a sample's blocks
+  // in order; finish(sample, partial, coefficients); then map(sample, block, coefficients,
+  // scratch).
   template <class Reduce, class Fold, class Finish, class Map>
   static INLINE int32_t visit_rows(const ThreadPool& pool, const Grid& grid, const Rows& shape,
                                    bool with_tile, Reduce reduce, Fold fold, Finish finish,
                                    Map map) {
     const int64_t sample_bytes = shape.size * shape.channels * int64_t(sizeof(E));
-    int64_t group = sample_bytes > 0 ? kGroupBytes / sample_bytes : grid.samples;
-    group = group < 1 ? 1 : group > grid.samples ? grid.samples : group;
     const int64_t partial_size = 2 * shape.channels;
     const int64_t coefficient_size = kCoefficients * shape.width;
-    Array<double> partial(group * shape.blocks * partial_size);
-    Array<T> coefficients(group * coefficient_size);
-    bool failed = partial.data == nullptr || coefficients.data == nullptr;
+    bool failed = false;
+    const int64_t threads = pool.threads();
+    const bool idle = ceil_div(grid.samples, threads) * threads * 8 > grid.samples * 9;
+    if (sample_bytes <= kSmallSample &&
+        (grid.samples * shape.size * shape.channels <= kGrain || !idle)) {
+      parallel(pool, grid.samples, ceil_div(kGrain, shape.size * shape.channels),
+               [&](int64_t begin, int64_t end) {
+                 const Workspace<T> workspace(shape, with_tile);
+                 const Array<double> own_partial(shape.blocks * partial_size);
+                 const Array<T> own_coefficients(coefficient_size);
+                 if (!workspace.good() || own_partial.data == nullptr ||
+                     own_coefficients.data == nullptr) {
+                   __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+                   return;
+                 }
+                 double* const first = own_partial.data;
+                 for (int64_t sample = begin; sample < end; ++sample) {
+                   for (int64_t block = 0; block < shape.blocks; ++block) {
+                     reduce(sample, block, first + block * partial_size, workspace.scratch);
+                   }
+                   for (int64_t block = 1; block < shape.blocks; ++block) {
+                     fold(first, first + block * partial_size, block);
+                   }
+                   finish(sample, first, own_coefficients.data);
+                   for (int64_t block = 0; block < shape.blocks; ++block) {
+                     map(sample, block, own_coefficients.data, workspace.scratch);
+                   }
+                 }
+               });
+      return failed ? MOMENTNORM_NO_MEMORY : MOMENTNORM_OK;
+    }
+    int64_t group = sample_bytes > 0 ? kGroupBytes / sample_bytes : grid.samples;
+    group = group < 1 ? 1 : group > grid.samples ? grid.samples : group;
+    const Array<double> partial(group * shape.blocks * partial_size);
+    const Array<T> coefficients(group * coefficient_size);
+    if (partial.data == nullptr || coefficients.data == nullptr) return MOMENTNORM_NO_MEMORY;
     const int64_t block_elements = shape.size * shape.channels / shape.blocks;
     const int64_t grain = ceil_div(kGrain, block_elements > 0 ? block_elements : 1);
     // body(sample - from, block, scratch) for all blocks of some samples.
@@ -237,7 +271,7 @@ struct Of {
                                                        [=](int64_t i) { return first + i; });
             mean[pool] = all.mean;
             var[pool] = all.var;
-            for (int64_t i = 0; i < together; ++i) finish(shape, pool, first + i, coefficients);
+            finish(shape, pool, first, coefficients);
           }
         },
         [&](int64_t sample, int64_t block, const T* coefficients, const Scratch<T>& scratch) {
@@ -377,9 +411,13 @@ struct Of {
     const Grid grid = folded(given);
     return visit_moments(
         pool, grid, x, mean, var, !plain(tail),
-        [=, &grid](const Rows& shape, int64_t pool, int64_t channel, T* coefficients) {
-          const Forward k = forward(grid, weight, bias, channel, var[pool], eps);
-          spread_forward(shape, coefficients, channel, mean[pool], k.scale, k.shift);
+        [=, &grid](const Rows& shape, int64_t pool, int64_t first, T* coefficients) {
+          const double rstd = inverse_std(var[pool], eps);
+          for (int64_t channel = first; channel < first + grid.pool_channels; ++channel) {
+            spread_forward(shape, coefficients, channel, mean[pool],
+                           parameter(grid, weight, channel, 1) * rstd,
+                           parameter(grid, bias, channel, 0));
+          }
         },
         map_forward_from(tail, x, y));
   }

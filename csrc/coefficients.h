@@ -14,12 +14,12 @@ namespace MOMENTNORM_NAMESPACE {
 
 INLINE int64_t planes(const Grid& grid) { return grid.samples * grid.channels; }
 
-// Memory from malloc, freed at the end of the scope.
+// Memory in whole lines, freed at the end of the scope.
 template <class T>
 struct Array {
   T* data;
   explicit INLINE Array(int64_t count)
-      : data(static_cast<T*>(malloc(size_t(count > 0 ? count : 1) * sizeof(T)))) {}
+      : data(static_cast<T*>(aligned_alloc(64, (size_t(count) * sizeof(T) + 64) & -size_t(64)))) {}
   INLINE ~Array() { free(data); }
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;

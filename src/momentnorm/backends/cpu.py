@@ -209,10 +209,15 @@ def _layout(x: Tensor) -> int | None:
 
 @functools.lru_cache(maxsize=1024)
 def _grid_of(
-    shape: torch.Size, dtype: torch.dtype, parameters: torch.dtype, layout: int, pool: Pool
+    shape: torch.Size,
+    dtype: torch.dtype,
+    parameters: torch.dtype,
+    layout: int,
+    pool_samples: int | None,
+    pool_channels: int | None,
 ) -> tuple[object, tuple[int, int]]:
     samples, channels, *spatial = shape
-    pooled = pool.sizes(samples, channels)
+    pooled = Pool(pool_samples, pool_channels).sizes(samples, channels)
     size = math.prod(spatial)
     grid = _Grid(samples, channels, size, *pooled, _DTYPES[dtype], _DTYPES[parameters], layout)
     return ctypes.byref(grid), (samples // pooled[0], channels // pooled[1])
@@ -224,7 +229,7 @@ def _grid(
     """A pointer to ``momentnorm_grid``, and how many pools it has along N and C."""
     layout = _layout(x)
     assert layout is not None
-    return _grid_of(x.shape, x.dtype, parameters, layout, pool)
+    return _grid_of(x.shape, x.dtype, parameters, layout, pool.samples, pool.channels)
 
 
 def _parameters(weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
