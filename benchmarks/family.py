@@ -78,14 +78,14 @@ def _named(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, str]:
 
 def layers(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     """Ours and torch's; half types with float32 parameters, as in mixed precision."""
-    options = {"dtype": torch.float64 if dtype == torch.float64 else torch.float32}
+    parameters = torch.float64 if dtype == torch.float64 else torch.float32
     if name == "BatchNorm":
         ours, theirs = BATCH_NORMS[len(shape)]
-        return ours(shape[1], **options), theirs(shape[1], **options)
+        return ours(shape[1], dtype=parameters), theirs(shape[1], dtype=parameters)
     groups = int(name.removeprefix("GroupNorm(").removesuffix(")"))
     return (
-        momentnorm.GroupNorm(groups, shape[1], **options),
-        nn.GroupNorm(groups, shape[1], **options),
+        momentnorm.GroupNorm(groups, shape[1], dtype=parameters),
+        nn.GroupNorm(groups, shape[1], dtype=parameters),
     )
 
 
@@ -132,7 +132,8 @@ def measure(
             budget=budget,
             pause=0.01 if budget else 1e-9,
         )
-    return Row(name, *_named(shape, dtype), layout, **times)
+    text, element = _named(shape, dtype)
+    return Row(layer=name, shape=text, dtype=element, layout=layout, **times)
 
 
 def _laid_out(x: Tensor, layout: str) -> Tensor:

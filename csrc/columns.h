@@ -97,7 +97,9 @@ struct Columns {
     for (int64_t channel = 0; channel < channels; ++channel) {
       const ChannelSums all = over_places(sums, channel * grid.size, grid.size);
       const double offset = all.first / elements, m2 = all.second - offset * all.first;
-      if (sizeof(T) == sizeof(double) || in_range(all.second, all.first, elements)) {
+      // About the mean a sum may be 0 by itself: only squares that are not show that none was lost.
+      if (sizeof(T) == sizeof(double) ||
+          (all.second != 0 && in_range(all.second, all.first, elements))) {
         mean[channel] = double(origin[channel * grid.size]) + offset;
         var[channel] = (m2 < 0 ? 0 : m2) / elements;
       } else {
