@@ -383,12 +383,14 @@ Results run_pools(const momentnorm_grid& grid, double centre, int64_t offset, bo
     });
     check(good, label + " y, dx");
     good = true;
-    const long double terms = double(grid.samples * size);
+    long double largest = 1;
+    for (int64_t pool = 0; pool < pools; ++pool) largest = std::max(largest, rstd(pool));
+    const long double terms = (long double)(grid.samples * size) * 8 * (1 + far * largest);
     for (int64_t c = 0; c < channels; ++c) {
-      good &= near(P(dweight.data[c]), dw[c], terms * 8 * (1 + far));
-      good &= near(P(dbias.data[c]), db[c], terms * 8);
+      good &= near(P(dweight.data[c]), dw[c], terms) && near(P(dbias.data[c]), db[c], terms);
     }
     check(good, label + " dweight, dbias");
+    good = true;
     for (int64_t pool = 0; pool < pools; ++pool) {
       const long double rounding = 16 * 0x1p-53L * (3 + std::fabs(centre));
       good &= std::fabs(mean[pool] - m[pool]) <= kUnit<E> * (1 + std::sqrt(v[pool])) + rounding;
@@ -467,16 +469,14 @@ void sweep_pools(int32_t dtype, int32_t parameters, const std::string& type) {
     int64_t samples, channels, size, pool_samples, pool_channels;
   };
   std::vector<Shape> shapes;
-  for (int64_t size : {1, 2, 15, 16, 49, 127, 128, 1025}) {
+  for (int64_t size : {1, 15, 49, 128, 1025}) {
     shapes.push_back({2, 6, size, 1, 3});
-    shapes.push_back({4, 6, size, 4, 1});
     shapes.push_back({4, 6, size, 2, 1});
     shapes.push_back({4, 6, size, 2, 2});
-    shapes.push_back({17, 32, size, 1, 32});
   }
   for (const Shape& shape :
-       {Shape{70, 24, 1, 1, 8}, Shape{70, 3, 7, 70, 1}, Shape{1, 64, 49, 1, 64},
-        Shape{1, 4, 20000, 1, 2}, Shape{3, 2, 9000, 3, 1}}) {
+       {Shape{70, 24, 1, 1, 8}, Shape{70, 3, 7, 70, 1}, Shape{17, 32, 2, 1, 32},
+        Shape{1, 64, 49, 1, 64}, Shape{1, 4, 20000, 1, 2}, Shape{3, 2, 9000, 3, 1}}) {
     shapes.push_back(shape);
   }
   int32_t which = 0;
