@@ -18,7 +18,7 @@ import torch
 import momentnorm
 from momentnorm.backends import cpu
 
-from . import instance_norm, networks, peers
+from . import family, instance_norm, networks, peers
 
 HEADER = """# Benchmarks
 
@@ -39,6 +39,11 @@ INSTANCE_NORM = """## InstanceNorm against torch's, and against a copy
 - *forward* and *training* are called several times in a turn, so each finds the cache as it left it
   itself.
 - torch returns a contiguous output for a channels_last input; ours stays channels_last.
+"""
+
+FAMILY = """## GroupNorm, BatchNorm and LayerNorm against torch's
+
+- {environment}. Numbers: [{csv}]({csv}).
 """
 
 PEERS = """## InstanceNorm against other runtimes
@@ -110,6 +115,13 @@ def by_input(table: Callable[[list[Any]], str]) -> Callable[[list[Any]], str]:
 PARTS = {
     "instance_norm": Part(
         "benchmarks.csv", instance_norm.Row, instance_norm_rows, INSTANCE_NORM, by_input(table)
+    ),
+    "family": Part(
+        "benchmarks-family.csv",
+        family.Row,
+        family.rows,
+        FAMILY + family.NOTES,
+        by_input(family.table),
     ),
     "peers": Part(
         "benchmarks-peers.csv",

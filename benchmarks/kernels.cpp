@@ -3,7 +3,8 @@
 //   g++ -std=c++20 -O3 -march=x86-64-v4 -Wno-psabi -ffp-contract=off -fno-math-errno \
 //       -fno-trapping-math -DMOMENTNORM_NAMESPACE=kernels benchmarks/kernels.cpp \
 //       csrc/channels_first.cpp csrc/channels_last.cpp -o kernels
-//   ./kernels 8 128 4096 0 0    # samples, channels, size, dtype, layout as in momentnorm.h
+//   ./kernels 8 128 4096 0 0         # samples, channels, size, dtype, layout as in momentnorm.h
+//   ./kernels 8 128 4096 0 0 1 16    # and the pool's samples and channels, if not one plane
 #include "../csrc/kernels.h"
 
 #include <algorithm>
@@ -23,8 +24,9 @@ namespace {
 // The lower quartile of 200 calls, in microseconds.
 template <class Call>
 double time(Call call) {
+  static const int kCalls = std::getenv("CALLS") ? std::atoi(std::getenv("CALLS")) : 200;
   std::vector<double> times;
-  for (int i = 0; i < 200; ++i) {
+  for (int i = 0; i < kCalls; ++i) {
     const auto begin = std::chrono::steady_clock::now();
     call();
     const std::chrono::duration<double, std::micro> taken =
@@ -38,18 +40,21 @@ double time(Call call) {
 }  // namespace
 
 int main(int count, char** values) {
-  if (count != 6) {
-    std::fprintf(stderr, "usage: %s samples channels size dtype layout\n", values[0]);
+  if (count != 6 && count != 8) {
+    std::fprintf(stderr, "usage: %s samples channels size dtype layout [samples channels]\n",
+                 values[0]);
     return 2;
   }
-  int64_t numbers[5];
-  for (int i = 0; i < 5; ++i) numbers[i] = std::atoll(values[i + 1]);
-  const auto [samples, channels, size, dtype, layout] = numbers;
+  int64_t numbers[7] = {0, 0, 0, 0, 0, 1, 1};
+  for (int i = 0; i + 1 < count; ++i) numbers[i] = std::atoll(values[i + 1]);
+  const auto [samples, channels, size, dtype, layout, pool_samples, pool_channels] = numbers;
   if (dtype != MOMENTNORM_FLOAT32 && dtype != MOMENTNORM_BFLOAT16) {
     std::fprintf(stderr, "dtype is 0 for float32 or 2 for bfloat16\n");
     return 2;
   }
-  const Grid grid = {samples, channels, size, int32_t(dtype), MOMENTNORM_FLOAT32, int32_t(layout)};
+  const Grid grid = {
+      samples,        channels,           size,           pool_samples, pool_channels,
+      int32_t(dtype), MOMENTNORM_FLOAT32, int32_t(layout)};
   const size_t elements = size_t(samples * channels * size);
   const size_t width = dtype == MOMENTNORM_FLOAT32 ? 4 : 2, bytes = elements * width;
   const size_t whole = (bytes + (size_t(2) << 20)) & ~((size_t(2) << 20) - 1);
@@ -67,6 +72,7 @@ int main(int count, char** values) {
   const size_t planes = size_t(samples * channels);
   std::vector<double> mean(planes), var(planes), sums(planes), weighted_sums(planes);
   std::vector<float> weight(size_t(channels), 1), bias(size_t(channels), 0);
+  std::vector<float> dweight(weight), dbias(bias);
   const ThreadPool alone = {nullptr, nullptr};
   const Tail plain = {MOMENTNORM_IDENTITY, 0, nullptr};
   const Kernels* const tables[] = {MOMENTNORM_NAMESPACE::kChannelsFirst,
@@ -80,7 +86,8 @@ int main(int count, char** values) {
   });
   const double backward = time([&] {
     kernels.normalize_backward(alone, grid, plain, g, x, mean.data(), var.data(), weight.data(),
-                               bias.data(), 1e-5, y, nullptr, sums.data(), weighted_sums.data());
+                               bias.data(), 1e-5, y, nullptr, dweight.data(), dbias.data(),
+                               sums.data(), weighted_sums.data());
   });
   std::printf("copy %.0f us, forward %.0f us = %.2f copies, backward %.0f us = %.2f copies\n", copy,
               forward, forward / copy, backward, backward / copy);

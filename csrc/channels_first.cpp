@@ -1,25 +1,31 @@
 // The kernels for feature maps whose planes are contiguous. Compiled once for each instruction set,
 // into a namespace of its own.
 #include "coefficients.h"
+#include "columns.h"
+#include "runs.h"
 #include "visit.h"
 
 namespace MOMENTNORM_NAMESPACE {
 namespace {
 
-INLINE void no_map(int64_t, int64_t, int64_t) {}
+INLINE void no_close(int64_t) {}
+INLINE void no_map(int64_t, int64_t, int64_t, int64_t) {}
 
 template <class E>
 struct Of {
+  using T = Compute<E>;
+
   static INLINE const E* in(const void* data) { return static_cast<const E*>(data); }
   static INLINE E* out(void* data) { return static_cast<E*>(data); }
 
   // visit(fetch) for a visit that writes `result`: fetching what a first and a second level cache
-  // hold beside the plane.
+  // hold beside the pool.
   template <class Visit>
   static INLINE void with_fetch(const Grid& grid, void* result, Visit visit) {
-    const int64_t kilobytes = grid.size * int64_t(sizeof(E)) >> 10;
+    const int64_t size = grid.pool_samples * grid.pool_channels * grid.size;
+    const int64_t kilobytes = size * int64_t(sizeof(E)) >> 10;
     if (kilobytes <= 32) {
-      visit(FetchBoth<E>{out(result), grid.size * together(grid.size)});
+      visit(FetchBoth<E>{out(result), grid.pool_channels * grid.size * together(size)});
     } else if (kilobytes <= 128) {
       visit(FetchResult<E>{out(result)});
     } else {
@@ -27,13 +33,13 @@ struct Of {
     }
   }
 
-  // The moments of each plane, and then map(plane, begin, count) over its blocks.
-  template <class Fetch, class Map>
-  static INLINE void visit_moments(const ThreadPool& pool, const Grid& grid, const void* x,
-                                   double* mean, double* var, Fetch fetch, Map map) {
-    if (no_elements(grid, mean, var, __builtin_nan(""))) return;
+  // The moments of each plane; close(pool); and then map(plane, pool, begin, count) over its
+  // blocks.
+  template <class Fetch, class Close, class Map>
+  static INLINE void visit_moments(const ThreadPool& threads, const Grid& grid, const void* x,
+                                   double* mean, double* var, Fetch fetch, Close close, Map map) {
     visit<Compute<E>, Partial>(
-        pool, planes(grid), grid.size,
+        threads, Pools(grid), grid.size,
         [=, &grid](int64_t plane, int64_t begin, int64_t count) {
           return origin_of(in(x) + plane * grid.size + begin, count);
         },
@@ -46,7 +52,7 @@ struct Of {
           mean[plane] = all.mean;
           var[plane] = all.m2 / all.count;
         },
-        map);
+        close, map);
   }
 
   // How to come to the gradient of the elements from i on, of one plane: from memory, ...
@@ -78,14 +84,14 @@ struct Of {
     }
   }
 
-  // The gradient's sums over each plane, and then map(plane, begin, count) over its blocks.
-  template <class Gradient, class Fetch, class Map>
-  static INLINE void visit_gradient(const ThreadPool& pool, const Grid& grid, Gradient gradient,
-                                    const void* x, const double* mean, double* sums,
-                                    double* weighted_sums, Fetch fetch, Map map) {
-    if (no_elements(grid, sums, weighted_sums, 0)) return;
+  // finish(plane, sums) with the gradient's sums over each plane; close(pool); and then map(plane,
+  // pool, begin, count) over its blocks.
+  template <class Gradient, class Finish, class Fetch, class Close, class Map>
+  static INLINE void visit_gradient(const ThreadPool& threads, const Grid& grid, Gradient gradient,
+                                    const void* x, const double* mean, Finish finish, Fetch fetch,
+                                    Close close, Map map) {
     visit<int, GradientSums>(
-        pool, planes(grid), grid.size, [](int64_t, int64_t, int64_t) { return 0; },
+        threads, Pools(grid), grid.size, [](int64_t, int64_t, int64_t) { return 0; },
         [=, &grid](int64_t plane, int64_t begin, int64_t count, int) {
           const int64_t at = plane * grid.size + begin;
           auto g = gradient(plane, at, nullptr);
@@ -95,16 +101,13 @@ struct Of {
           into.plain += next.plain;
           into.weighted += next.weighted;
         },
-        [=](int64_t plane, const GradientSums& all) {
-          sums[plane] = all.plain;
-          weighted_sums[plane] = all.weighted;
-        },
-        map);
+        finish, close, map);
   }
 
-  static int32_t moments(const ThreadPool& pool, const Grid& grid, const void* x, double* mean,
+  static int32_t moments(const ThreadPool& threads, const Grid& grid, const void* x, double* mean,
                          double* var) {
-    visit_moments(pool, grid, x, mean, var, NoFetch{}, no_map);
+    if (no_elements(grid, mean, var, __builtin_nan(""))) return MOMENTNORM_OK;
+    visit_moments(threads, grid, x, mean, var, NoFetch{}, no_close, no_map);
     return MOMENTNORM_OK;
   }
 
@@ -120,9 +123,9 @@ struct Of {
     }
   }
 
-  static int32_t apply(const ThreadPool& pool, const Grid& grid, const Tail& tail, const void* x,
+  static int32_t apply(const ThreadPool& threads, const Grid& grid, const Tail& tail, const void* x,
                        const double* mean, const double* scale, const double* shift, void* y) {
-    visit_map(pool, planes(grid), grid.size,
+    visit_map(threads, planes(grid), grid.size,
               [=, &grid, &tail](int64_t plane, int64_t begin, int64_t count) {
                 map_forward(tail, x, y, plane * grid.size + begin, count, mean[plane], scale[plane],
                             shift[plane], NoFetch{});
@@ -130,36 +133,146 @@ struct Of {
     return MOMENTNORM_OK;
   }
 
-  static int32_t normalize(const ThreadPool& pool, const Grid& grid, const Tail& tail,
-                           const void* x, const void* weight, const void* bias, double eps, void* y,
-                           double* mean, double* var) {
-    with_fetch(grid, y, [=, &pool, &grid, &tail](auto fetch) {
-      visit_moments(pool, grid, x, mean, var, fetch,
-                    [=, &grid, &tail](int64_t plane, int64_t begin, int64_t count) {
-                      const Forward k = forward(grid, weight, bias, plane, var[plane], eps);
-                      map_forward(tail, x, y, plane * grid.size + begin, count, mean[plane],
-                                  k.scale, k.shift, fetch);
+  // Small planes: runs.h and columns.h.
+  static int32_t normalize_small(const ThreadPool& threads, const Grid& grid, const Tail& tail,
+                                 const void* x, const void* weight, const void* bias, double eps,
+                                 void* y, double* mean, double* var) {
+    const PlaceMaps<T> maps(grid, weight, bias);
+    if (!maps.good()) return MOMENTNORM_NO_MEMORY;
+    const Operands<E> operands = {
+        tail,   true,    nullptr,          in(x),         in(tail.residual),
+        out(y), nullptr, maps.weight.data, maps.bias.data};
+    if (down_columns(grid)) {
+      Columns<E>(threads, grid).normalize(threads, operands, eps, mean, var);
+      return MOMENTNORM_OK;
+    }
+    const Runs runs(grid);
+    if (runs.length < kShortRun) {
+      normalize_short_runs(threads, grid, operands, eps, mean, var);
+      return MOMENTNORM_OK;
+    }
+    const Grid of_runs = grid_of_runs(grid);
+    with_fetch(of_runs, y, [&](auto fetch) {
+      visit_moments(threads, of_runs, x, mean, var, fetch, no_close,
+                    [&](int64_t run, int64_t, int64_t begin, int64_t count) {
+                      const int64_t sample = run / runs.per_sample;
+                      const int64_t before = sample * runs.per_sample;
+                      for (int64_t i = begin; i < begin + count; i += kChunk) {
+                        const int64_t n = begin + count - i < kChunk ? begin + count - i : kChunk;
+                        const int64_t first = (run - before) * runs.length + i;
+                        map_runs(runs, operands.from(sample * runs.width + first, first),
+                                 mean + before, var + before, eps, first, first + n);
+                      }
                     });
     });
     return MOMENTNORM_OK;
   }
 
-  static int32_t gradient_sums(const ThreadPool& pool, const Grid& grid, const Tail& tail,
-                               const void* g, const void* x, const double* mean,
-                               const double* scale, const double* shift, double* sums,
-                               double* weighted_sums) {
-    with_gradient(tail, g, x, mean, scale, shift, nullptr, [=, &pool, &grid](auto gradient) {
-      visit_gradient(pool, grid, gradient, x, mean, sums, weighted_sums, NoFetch{}, no_map);
+  static int32_t normalize_small_backward(const ThreadPool& threads, const Grid& grid,
+                                          const Tail& tail, const void* g, const void* x,
+                                          const double* mean, const double* var, const void* weight,
+                                          const void* bias, double eps, void* dx, void* z_gradient,
+                                          void* dweight, void* dbias) {
+    const PlaceMaps<T> maps(grid, weight, bias);
+    const int64_t pools = Pools(grid).count;
+    const int64_t blocks =
+        down_columns(grid) ? grid.samples / grid.pool_samples : ceil_div(grid.samples, kRows);
+    const Array<double> of_channels(2 * blocks * grid.channels);
+    const Array<GradientSums> of_runs(pools);
+    if (!maps.good() || of_channels.data == nullptr || of_runs.data == nullptr) {
+      return MOMENTNORM_NO_MEMORY;
+    }
+    const Operands<E> operands = {tail,
+                                  !through(tail, z_gradient),
+                                  in(g),
+                                  in(x),
+                                  in(tail.residual),
+                                  out(dx),
+                                  out(z_gradient),
+                                  maps.weight.data,
+                                  maps.bias.data};
+    if (down_columns(grid)) {
+      Columns<E>(threads, grid).backward(threads, operands, mean, var, eps, of_channels.data);
+    } else {
+      const Runs runs(grid);
+      if (!runs.whole) {
+        auto gradient = [&](int64_t run, int64_t at, const void*) {
+          return ThroughWeight<E>(operands.from(at, at % runs.width),
+                                  Shared<T>(mean[run], inverse_std(var[run], eps)));
+        };
+        visit_gradient(
+            threads, grid_of_runs(grid), gradient, x, mean,
+            [&](int64_t run, const GradientSums& all) { of_runs.data[run] = all; }, NoFetch{},
+            no_close, no_map);
+      }
+      map_runs_backward(threads, grid, operands, mean, var, eps, of_runs.data, of_channels.data);
+    }
+    for (int64_t channel = 0; channel < grid.channels; ++channel) {
+      double of_weight = 0, of_bias = 0;
+      for (int64_t block = 0; block < blocks; ++block) {
+        of_weight += of_channels.data[2 * block * grid.channels + channel];
+        of_bias += of_channels.data[(2 * block + 1) * grid.channels + channel];
+      }
+      set_parameter(grid, dweight, channel, of_weight);
+      set_parameter(grid, dbias, channel, of_bias);
+    }
+    return MOMENTNORM_OK;
+  }
+
+  static int32_t normalize(const ThreadPool& threads, const Grid& grid, const Tail& tail,
+                           const void* x, const void* weight, const void* bias, double eps, void* y,
+                           double* mean, double* var) {
+    if (no_elements(grid, mean, var, __builtin_nan(""))) return MOMENTNORM_OK;
+    if (along_runs(grid) || down_columns(grid)) {
+      return normalize_small(threads, grid, tail, x, weight, bias, eps, y, mean, var);
+    }
+    const Pools pools(grid);
+    const bool alone = pools.planes == 1;
+    const Array<double> own(alone ? 0 : 2 * planes(grid));  // the moments of each plane
+    if (own.data == nullptr) return MOMENTNORM_NO_MEMORY;
+    double *const plane_mean = alone ? mean : own.data, *const plane_var =
+                                                            alone ? var : own.data + planes(grid);
+    auto close = [=, &pools](int64_t pool) {
+      if (alone) return;
+      const Moments all = pooled(plane_mean, plane_var, pools.planes, [=, &pools](int64_t i) {
+        return pools.plane(pool * pools.planes + i);
+      });
+      mean[pool] = all.mean, var[pool] = all.var;
+    };
+    with_fetch(grid, y, [=, &threads, &grid, &tail](auto fetch) {
+      visit_moments(threads, grid, x, plane_mean, plane_var, fetch, close,
+                    [=, &grid, &tail](int64_t plane, int64_t pool, int64_t begin, int64_t count) {
+                      const Forward k =
+                          forward(grid, weight, bias, plane % grid.channels, var[pool], eps);
+                      map_forward(tail, x, y, plane * grid.size + begin, count, mean[pool], k.scale,
+                                  k.shift, fetch);
+                    });
     });
     return MOMENTNORM_OK;
   }
 
-  static int32_t apply_gradient(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+  static int32_t gradient_sums(const ThreadPool& threads, const Grid& grid, const Tail& tail,
+                               const void* g, const void* x, const double* mean,
+                               const double* scale, const double* shift, double* sums,
+                               double* weighted_sums) {
+    if (no_elements(grid, sums, weighted_sums, 0)) return MOMENTNORM_OK;
+    with_gradient(tail, g, x, mean, scale, shift, nullptr, [=, &threads, &grid](auto gradient) {
+      visit_gradient(
+          threads, grid, gradient, x, mean,
+          [=](int64_t plane, const GradientSums& all) {
+            sums[plane] = all.plain, weighted_sums[plane] = all.weighted;
+          },
+          NoFetch{}, no_close, no_map);
+    });
+    return MOMENTNORM_OK;
+  }
+
+  static int32_t apply_gradient(const ThreadPool& threads, const Grid& grid, const Tail& tail,
                                 const void* g, const void* x, const double* mean,
                                 const double* scale, const double* shift, const double* a,
                                 const double* b, const double* c, void* dx, void* z_gradient) {
-    with_gradient(tail, g, x, mean, scale, shift, z_gradient, [=, &pool, &grid](auto gradient) {
-      visit_map(pool, planes(grid), grid.size,
+    with_gradient(tail, g, x, mean, scale, shift, z_gradient, [=, &threads, &grid](auto gradient) {
+      visit_map(threads, planes(grid), grid.size,
                 [=, &grid](int64_t plane, int64_t begin, int64_t count) {
                   const int64_t at = plane * grid.size + begin;
                   auto of_block = gradient(plane, at, z_gradient);
@@ -170,44 +283,50 @@ struct Of {
     return MOMENTNORM_OK;
   }
 
-  static int32_t normalize_backward(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+  static int32_t normalize_backward(const ThreadPool& threads, const Grid& grid, const Tail& tail,
                                     const void* g, const void* x, const double* mean,
                                     const double* var, const void* weight, const void* bias,
-                                    double eps, void* dx, void* z_gradient, double* sums,
-                                    double* weighted_sums) {
-    const PlaneMaps maps(grid, through(tail, z_gradient), weight, bias, var, eps);
-    if (!maps.good()) return MOMENTNORM_NO_MEMORY;
-    with_gradient(tail, g, x, mean, maps.scale.data, maps.shift.data, z_gradient,
-                  [=, &pool, &grid](auto gradient) {
-                    auto visit_with = [=, &pool, &grid](auto fetch) {
-                      visit_gradient(pool, grid, gradient, x, mean, sums, weighted_sums, fetch,
-                                     [=, &grid](int64_t plane, int64_t begin, int64_t count) {
-                                       const int64_t at = plane * grid.size + begin;
-                                       const Backward k =
-                                           backward(grid, weight, plane, var[plane], eps,
-                                                    sums[plane], weighted_sums[plane]);
-                                       auto of_block = gradient(plane, at, z_gradient);
-                                       apply_gradient_to(of_block, in(x) + at, out(dx) + at, count,
-                                                         mean[plane], k.a, k.b, k.c, fetch);
-                                     });
-                    };
-                    if constexpr (decltype(gradient)::kPlain) {
-                      with_fetch(grid, dx, visit_with);
-                    } else {
-                      visit_with(NoFetch{});
-                    }
-                  });
+                                    double eps, void* dx, void* z_gradient, void* dweight,
+                                    void* dbias, double* sums, double* weighted_sums) {
+    if (grid.size > 0 && (along_runs(grid) || down_columns(grid))) {
+      return normalize_small_backward(threads, grid, tail, g, x, mean, var, weight, bias, eps, dx,
+                                      z_gradient, dweight, dbias);
+    }
+    const PlaneMaps maps(grid, through(tail, z_gradient), weight, bias, mean, var, eps);
+    const PoolSums all(grid, sums, weighted_sums);
+    if (!maps.good() || !all.good()) return MOMENTNORM_NO_MEMORY;
+    auto finish = [&](int64_t plane, const GradientSums& sums) {
+      all.plain[plane] = sums.plain, all.weighted[plane] = sums.weighted;
+    };
+    auto close = [&](int64_t pool) { all.close(grid, weight, maps, pool); };
+    with_gradient(
+        tail, g, x, maps.mean, maps.scale.data, maps.shift.data, z_gradient, [&](auto gradient) {
+          auto visit_with = [&](auto fetch) {
+            visit_gradient(
+                threads, grid, gradient, x, maps.mean, finish, fetch, close,
+                [=, &grid, &maps, &all](int64_t plane, int64_t pool, int64_t begin, int64_t count) {
+                  const int64_t at = plane * grid.size + begin;
+                  const double a =
+                      parameter(grid, weight, plane % grid.channels, 1) * maps.inverse.data[plane];
+                  auto of_block = gradient(plane, at, z_gradient);
+                  apply_gradient_to(of_block, in(x) + at, out(dx) + at, count, maps.mean[plane], a,
+                                    all.b.data[pool], all.c.data[pool], fetch);
+                });
+          };
+          if (grid.size == 0) {
+            all.set_to_zero(grid);
+          } else if constexpr (decltype(gradient)::kPlain) {
+            with_fetch(grid, dx, visit_with);
+          } else {
+            visit_with(NoFetch{});
+          }
+        });
+    parameter_gradients(grid, maps.inverse.data, all.plain, all.weighted, dweight, dbias);
     return MOMENTNORM_OK;
   }
 
   static constexpr Kernels table() {
-    return {moments,
-            apply,
-            normalize,
-            gradient_sums,
-            apply_gradient,
-            normalize_backward,
-            parameter_gradients};
+    return {moments, apply, normalize, gradient_sums, apply_gradient, normalize_backward};
   }
 };
 

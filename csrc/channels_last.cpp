@@ -2,7 +2,9 @@
 // instruction set, into a namespace of its own.
 //
 // A sample is read twice, in order: for its statistics, and to be written. Samples are taken a few
-// at a time, so that the second reading finds them in the last-level cache.
+// at a time, so that the second reading finds them in the last-level cache. Samples that share
+// their statistics follow one another in memory, and are one sample of more elements; channels that
+// do meet in between, when the sums of a sample are known.
 #include <stdlib.h>
 
 #include "coefficients.h"
@@ -12,8 +14,10 @@
 namespace MOMENTNORM_NAMESPACE {
 namespace {
 
-// How much is read for the first time before it is read again.
+// How much is read for the first time before it is read again: of large samples, by all threads
+// together; of small ones a thread reads each twice by itself.
 constexpr int64_t kGroupBytes = int64_t(8) << 20;
+constexpr int64_t kSmallSample = int64_t(512) << 10;
 
 // The memory of a thread's Scratch.
 template <class T>
@@ -43,21 +47,53 @@ struct Of {
   static INLINE const E* in(const void* data) { return static_cast<const E*>(data); }
   static INLINE E* out(void* data) { return static_cast<E*>(data); }
 
-  // For each group of samples: reduce(sample, block, partial, scratch), where partial is two
-  // doubles for each channel; fold(into, next, blocks so far) over a sample's blocks in order;
-  // finish(sample, partial, coefficients); then map(sample, block, coefficients, scratch).
+  // For each sample, or each group of large ones: reduce(sample, block, partial, scratch), where
+  // partial is two doubles for each channel; fold(into, next, blocks so far) over a sample's blocks
+  // in order; finish(sample, partial, coefficients); then map(sample, block, coefficients,
+  // scratch).
   template <class Reduce, class Fold, class Finish, class Map>
   static INLINE int32_t visit_rows(const ThreadPool& pool, const Grid& grid, const Rows& shape,
                                    bool with_tile, Reduce reduce, Fold fold, Finish finish,
                                    Map map) {
     const int64_t sample_bytes = shape.size * shape.channels * int64_t(sizeof(E));
-    int64_t group = sample_bytes > 0 ? kGroupBytes / sample_bytes : grid.samples;
-    group = group < 1 ? 1 : group > grid.samples ? grid.samples : group;
     const int64_t partial_size = 2 * shape.channels;
     const int64_t coefficient_size = kCoefficients * shape.width;
-    Array<double> partial(group * shape.blocks * partial_size);
-    Array<T> coefficients(group * coefficient_size);
-    bool failed = partial.data == nullptr || coefficients.data == nullptr;
+    bool failed = false;
+    const int64_t threads = pool.threads();
+    const bool idle = ceil_div(grid.samples, threads) * threads * 8 > grid.samples * 9;
+    if (sample_bytes <= kSmallSample &&
+        (grid.samples * shape.size * shape.channels <= kGrain || !idle)) {
+      parallel(pool, grid.samples, ceil_div(kGrain, shape.size * shape.channels),
+               [&](int64_t begin, int64_t end) {
+                 const Workspace<T> workspace(shape, with_tile);
+                 const Array<double> own_partial(shape.blocks * partial_size);
+                 const Array<T> own_coefficients(coefficient_size);
+                 if (!workspace.good() || own_partial.data == nullptr ||
+                     own_coefficients.data == nullptr) {
+                   __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
+                   return;
+                 }
+                 double* const first = own_partial.data;
+                 for (int64_t sample = begin; sample < end; ++sample) {
+                   for (int64_t block = 0; block < shape.blocks; ++block) {
+                     reduce(sample, block, first + block * partial_size, workspace.scratch);
+                   }
+                   for (int64_t block = 1; block < shape.blocks; ++block) {
+                     fold(first, first + block * partial_size, block);
+                   }
+                   finish(sample, first, own_coefficients.data);
+                   for (int64_t block = 0; block < shape.blocks; ++block) {
+                     map(sample, block, own_coefficients.data, workspace.scratch);
+                   }
+                 }
+               });
+      return failed ? MOMENTNORM_NO_MEMORY : MOMENTNORM_OK;
+    }
+    int64_t group = sample_bytes > 0 ? kGroupBytes / sample_bytes : grid.samples;
+    group = group < 1 ? 1 : group > grid.samples ? grid.samples : group;
+    const Array<double> partial(group * shape.blocks * partial_size);
+    const Array<T> coefficients(group * coefficient_size);
+    if (partial.data == nullptr || coefficients.data == nullptr) return MOMENTNORM_NO_MEMORY;
     const int64_t block_elements = shape.size * shape.channels / shape.blocks;
     const int64_t grain = ceil_div(kGrain, block_elements > 0 ? block_elements : 1);
     // body(sample - from, block, scratch) for all blocks of some samples.
@@ -95,6 +131,15 @@ struct Of {
       });
     }
     return failed ? MOMENTNORM_NO_MEMORY : MOMENTNORM_OK;
+  }
+
+  // The same grid with the samples of a pool as one.
+  static INLINE Grid folded(const Grid& grid) {
+    Grid fewer = grid;
+    fewer.samples /= grid.pool_samples;
+    fewer.size *= grid.pool_samples;
+    fewer.pool_samples = 1;
+    return fewer;
   }
 
   static INLINE int64_t element(const Rows& shape, int64_t sample, int64_t block) {
@@ -213,12 +258,20 @@ struct Of {
             into[channel + shape.channels] = all.m2;
           }
         },
-        [&](int64_t sample, const double* partial, T* coefficients) {
+        [&](int64_t sample, double* partial, T* coefficients) {
+          double* const of_plane = partial + shape.channels;
           for (int64_t channel = 0; channel < shape.channels; ++channel) {
-            const int64_t plane = sample * shape.channels + channel;
-            mean[plane] = partial[channel];
-            var[plane] = partial[channel + shape.channels] / double(shape.size);
-            finish(shape, plane, channel, coefficients);
+            of_plane[channel] /= double(shape.size);
+          }
+          const int64_t together = grid.pool_channels;
+          for (int64_t first = 0; first < shape.channels; first += together) {
+            const int64_t pool = (sample * shape.channels + first) / together;
+            const Moments all = together == 1 ? Moments{partial[first], of_plane[first]}
+                                              : pooled(partial, of_plane, together,
+                                                       [=](int64_t i) { return first + i; });
+            mean[pool] = all.mean;
+            var[pool] = all.var;
+            finish(shape, pool, first, coefficients);
           }
         },
         [&](int64_t sample, int64_t block, const T* coefficients, const Scratch<T>& scratch) {
@@ -287,8 +340,8 @@ struct Of {
             const int64_t plane = sample * shape.channels + channel;
             sums[plane] = partial[channel];
             weighted_sums[plane] = partial[channel + shape.channels];
-            finish(shape, plane, channel, coefficients);
           }
+          finish(shape, sample, coefficients);
         },
         [&](int64_t sample, int64_t block, const T* coefficients, const Scratch<T>& scratch) {
           map(shape, sample, block, coefficients, scratch);
@@ -315,6 +368,7 @@ struct Of {
     };
   }
   static INLINE void no_finish(const Rows&, int64_t, int64_t, T*) {}
+  static INLINE void no_sample(const Rows&, int64_t, T*) {}
   static INLINE void no_map(const Rows&, int64_t, int64_t, const T*, const Scratch<T>&) {}
 
   // Only the map, with coefficients from finish(shape, plane, channel, coefficients).
@@ -351,14 +405,19 @@ struct Of {
         map_forward_from(tail, x, y));
   }
 
-  static int32_t normalize(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+  static int32_t normalize(const ThreadPool& pool, const Grid& given, const Tail& tail,
                            const void* x, const void* weight, const void* bias, double eps, void* y,
                            double* mean, double* var) {
+    const Grid grid = folded(given);
     return visit_moments(
         pool, grid, x, mean, var, !plain(tail),
-        [=, &grid](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
-          const Forward k = forward(grid, weight, bias, plane, var[plane], eps);
-          spread_forward(shape, coefficients, channel, mean[plane], k.scale, k.shift);
+        [=, &grid](const Rows& shape, int64_t pool, int64_t first, T* coefficients) {
+          const double rstd = inverse_std(var[pool], eps);
+          for (int64_t channel = first; channel < first + grid.pool_channels; ++channel) {
+            spread_forward(shape, coefficients, channel, mean[pool],
+                           parameter(grid, weight, channel, 1) * rstd,
+                           parameter(grid, bias, channel, 0));
+          }
         },
         map_forward_from(tail, x, y));
   }
@@ -368,7 +427,7 @@ struct Of {
                                const double* scale, const double* shift, double* sums,
                                double* weighted_sums) {
     return with_gradient(tail, g, x, mean, scale, shift, nullptr, [&](auto gradient) {
-      return visit_gradient(pool, grid, gradient, x, mean, sums, weighted_sums, no_finish, no_map);
+      return visit_gradient(pool, grid, gradient, x, mean, sums, weighted_sums, no_sample, no_map);
     });
   }
 
@@ -387,34 +446,39 @@ struct Of {
     });
   }
 
-  static int32_t normalize_backward(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+  static int32_t normalize_backward(const ThreadPool& pool, const Grid& given, const Tail& tail,
                                     const void* g, const void* x, const double* mean,
                                     const double* var, const void* weight, const void* bias,
-                                    double eps, void* dx, void* z_gradient, double* sums,
-                                    double* weighted_sums) {
-    const PlaneMaps maps(grid, through(tail, z_gradient), weight, bias, var, eps);
-    if (!maps.good()) return MOMENTNORM_NO_MEMORY;
-    return with_gradient(
-        tail, g, x, mean, maps.scale.data, maps.shift.data, z_gradient, [&](auto gradient) {
+                                    double eps, void* dx, void* z_gradient, void* dweight,
+                                    void* dbias, double* sums, double* weighted_sums) {
+    const Grid grid = folded(given);
+    const PlaneMaps maps(grid, through(tail, z_gradient), weight, bias, mean, var, eps);
+    const PoolSums all(grid, sums, weighted_sums);
+    if (!maps.good() || !all.good()) return MOMENTNORM_NO_MEMORY;
+    const int32_t status = with_gradient(
+        tail, g, x, maps.mean, maps.scale.data, maps.shift.data, z_gradient, [&](auto gradient) {
           return visit_gradient(
-              pool, grid, gradient, x, mean, sums, weighted_sums,
-              [=, &grid](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
-                const Backward k = backward(grid, weight, plane, var[plane], eps, sums[plane],
-                                            weighted_sums[plane]);
-                spread_backward(shape, coefficients, channel, mean[plane], k.a, k.b, k.c);
+              pool, grid, gradient, x, maps.mean, all.plain, all.weighted,
+              [&](const Rows& shape, int64_t sample, T* coefficients) {
+                for (int64_t channel = 0; channel < shape.channels; ++channel) {
+                  const int64_t plane = sample * shape.channels + channel;
+                  const int64_t in_pool = plane / grid.pool_channels;
+                  if (channel % grid.pool_channels == 0) all.close(grid, weight, maps, in_pool);
+                  spread_backward(shape, coefficients, channel, maps.mean[plane],
+                                  parameter(grid, weight, channel, 1) * maps.inverse.data[plane],
+                                  all.b.data[in_pool], all.c.data[in_pool]);
+                }
               },
               map_backward_from(gradient, x, dx, z_gradient));
         });
+    if (status == MOMENTNORM_OK) {
+      parameter_gradients(grid, maps.inverse.data, all.plain, all.weighted, dweight, dbias);
+    }
+    return status;
   }
 
   static constexpr Kernels table() {
-    return {moments,
-            apply,
-            normalize,
-            gradient_sums,
-            apply_gradient,
-            normalize_backward,
-            parameter_gradients};
+    return {moments, apply, normalize, gradient_sums, apply_gradient, normalize_backward};
   }
 };
 

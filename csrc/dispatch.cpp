@@ -73,8 +73,24 @@ int32_t find_kernels(const Grid& grid, const Tail* tail, const Kernels** kernels
       (tail != nullptr && !known(tail->activation, kActivations))) {
     return MOMENTNORM_UNKNOWN_GRID;
   }
-  *kernels = &choice.chosen->kernels[grid.layout][grid.dtype];
+  if (grid.pool_samples < 1 || grid.pool_channels < 1 || grid.samples % grid.pool_samples != 0 ||
+      grid.channels % grid.pool_channels != 0) {
+    return MOMENTNORM_UNEVEN_POOL;
+  }
+  // Planes of one element lie in both ways. Pools of several of one sample are runs.
+  const bool runs = grid.pool_samples == 1 && grid.pool_channels > 1;
+  const int32_t layout = grid.size != 1 ? grid.layout
+                         : runs         ? MOMENTNORM_CHANNELS_FIRST
+                                        : MOMENTNORM_CHANNELS_LAST;
+  *kernels = &choice.chosen->kernels[layout][grid.dtype];
   return MOMENTNORM_OK;
+}
+
+// The grid for functions that look at no pools.
+Grid of_planes(const Grid& grid) {
+  Grid planes = grid;
+  planes.pool_samples = planes.pool_channels = 1;
+  return planes;
 }
 
 }  // namespace
@@ -103,36 +119,39 @@ void momentnorm_set_thread_pool(momentnorm_parallel_for parallel_for,
 }
 
 // Each function: find the kernels, or say why there are none. No planes, no work.
-#define FIND_KERNELS                                             \
-  const Kernels* kernels = nullptr;                              \
-  const int32_t status = find_kernels(*grid, tail, &kernels);    \
-  if (status != MOMENTNORM_OK) return status;                    \
-  if (grid->samples * grid->channels == 0) return MOMENTNORM_OK; \
+#define FIND_KERNELS(grid)                                     \
+  const Kernels* kernels = nullptr;                            \
+  const int32_t status = find_kernels(grid, tail, &kernels);   \
+  if (status != MOMENTNORM_OK) return status;                  \
+  if (grid.samples * grid.channels == 0) return MOMENTNORM_OK; \
   if (tail == nullptr) tail = &kPlain
 
 int32_t momentnorm_moments(const Grid* grid, const void* x, double* mean, double* var) {
+  const Grid planes = of_planes(*grid);
   const Tail* tail = nullptr;
-  FIND_KERNELS;
-  return kernels->moments(pool, *grid, x, mean, var);
+  FIND_KERNELS(planes);
+  return kernels->moments(pool, planes, x, mean, var);
 }
 
 int32_t momentnorm_apply(const Grid* grid, const Tail* tail, const void* x, const double* mean,
                          const double* scale, const double* shift, void* y) {
-  FIND_KERNELS;
-  return kernels->apply(pool, *grid, *tail, x, mean, scale, shift, y);
+  const Grid planes = of_planes(*grid);
+  FIND_KERNELS(planes);
+  return kernels->apply(pool, planes, *tail, x, mean, scale, shift, y);
 }
 
 int32_t momentnorm_normalize(const Grid* grid, const Tail* tail, const void* x, const void* weight,
                              const void* bias, double eps, void* y, double* mean, double* var) {
-  FIND_KERNELS;
+  FIND_KERNELS((*grid));
   return kernels->normalize(pool, *grid, *tail, x, weight, bias, eps, y, mean, var);
 }
 
 int32_t momentnorm_gradient_sums(const Grid* grid, const Tail* tail, const void* gradient,
                                  const void* x, const double* mean, const double* scale,
                                  const double* shift, double* sums, double* weighted_sums) {
-  FIND_KERNELS;
-  return kernels->gradient_sums(pool, *grid, *tail, gradient, x, mean, scale, shift, sums,
+  const Grid planes = of_planes(*grid);
+  FIND_KERNELS(planes);
+  return kernels->gradient_sums(pool, planes, *tail, gradient, x, mean, scale, shift, sums,
                                 weighted_sums);
 }
 
@@ -140,8 +159,9 @@ int32_t momentnorm_apply_gradient(const Grid* grid, const Tail* tail, const void
                                   const void* x, const double* mean, const double* scale,
                                   const double* shift, const double* a, const double* b,
                                   const double* c, void* dx, void* z_gradient) {
-  FIND_KERNELS;
-  return kernels->apply_gradient(pool, *grid, *tail, gradient, x, mean, scale, shift, a, b, c, dx,
+  const Grid planes = of_planes(*grid);
+  FIND_KERNELS(planes);
+  return kernels->apply_gradient(pool, planes, *tail, gradient, x, mean, scale, shift, a, b, c, dx,
                                  z_gradient);
 }
 
@@ -150,12 +170,9 @@ int32_t momentnorm_normalize_backward(const Grid* grid, const Tail* tail, const 
                                       const void* weight, const void* bias, double eps, void* dx,
                                       void* z_gradient, void* dweight, void* dbias, double* sums,
                                       double* weighted_sums) {
-  FIND_KERNELS;
-  const int32_t result =
-      kernels->normalize_backward(pool, *grid, *tail, gradient, x, mean, var, weight, bias, eps, dx,
-                                  z_gradient, sums, weighted_sums);
-  if (result == MOMENTNORM_OK) {
-    kernels->parameter_gradients(*grid, var, eps, sums, weighted_sums, dweight, dbias);
-  }
-  return result;
+  FIND_KERNELS((*grid));
+  const bool single = grid->pool_samples == 1 && grid->pool_channels == 1;
+  return kernels->normalize_backward(pool, *grid, *tail, gradient, x, mean, var, weight, bias, eps,
+                                     dx, z_gradient, dweight, dbias, single ? sums : nullptr,
+                                     single ? weighted_sums : nullptr);
 }

@@ -17,8 +17,8 @@ struct ThreadPool {
 using Grid = momentnorm_grid;
 using Tail = momentnorm_tail;
 
-// For one layout and one element type. Arguments and status follow momentnorm.h; a tail that is
-// null there is a plain one here, and normalize_backward and parameter_gradients are one there.
+// For one layout and one element type. Arguments and status follow momentnorm.h; but a tail that is
+// null there is a plain one here, and a grid has pools of one plane wherever no pool is looked at.
 struct Kernels {
   int32_t (*moments)(const ThreadPool&, const Grid&, const void* x, double* mean, double* var);
   int32_t (*apply)(const ThreadPool&, const Grid&, const Tail&, const void* x, const double* mean,
@@ -36,9 +36,8 @@ struct Kernels {
   int32_t (*normalize_backward)(const ThreadPool&, const Grid&, const Tail&, const void* gradient,
                                 const void* x, const double* mean, const double* var,
                                 const void* weight, const void* bias, double eps, void* dx,
-                                void* z_gradient, double* sums, double* weighted_sums);
-  void (*parameter_gradients)(const Grid&, const double* var, double eps, const double* sums,
-                              const double* weighted_sums, void* dweight, void* dbias);
+                                void* z_gradient, void* dweight, void* dbias, double* sums,
+                                double* weighted_sums);
 };
 
 constexpr int kDtypes = 4;   // indexed by momentnorm_dtype

@@ -2,13 +2,15 @@
  *
  * A feature map x is `samples` x `channels` planes of `size` elements each, of the type `dtype`,
  * and contiguous in the order that `layout` names. What belongs to a plane (mean, var, scale, sums,
- * ...) is a contiguous double array of samples * channels values. weight and bias have one value
- * per channel, of the type `parameters`, and may be null (ones and zeros). An output may be the
- * same memory as x (or as gradient, or residual), element for element; otherwise outputs do not
+ * ...) is a contiguous double array of samples * channels values. A pool is a rectangle of
+ * `pool_samples` x `pool_channels` planes that share their statistics; what belongs to pools is an
+ * array of (samples / pool_samples) * (channels / pool_channels) values. weight and bias have one
+ * value per channel, of the type `parameters`, and may be null (ones and zeros). An output may be
+ * the same memory as x (or as gradient, or residual), element for element; otherwise outputs do not
  * overlap inputs.
  *
- * The results are the same bits for any number of threads, any batch around a sample, and any
- * instruction set.
+ * The results are the same bits for any number of threads, any batch around a pool (but for sums
+ * over the batch), and any instruction set.
  *
  * Every function returns MOMENTNORM_OK or one of the other codes, and writes nothing in that case;
  * but where memory runs out (MOMENTNORM_NO_MEMORY), part of the output may be written.
@@ -22,7 +24,7 @@
 extern "C" {
 #endif
 
-#define MOMENTNORM_ABI_VERSION 3
+#define MOMENTNORM_ABI_VERSION 4
 #define MOMENTNORM_EXPORT __attribute__((visibility("default")))
 
 enum momentnorm_status {
@@ -30,6 +32,7 @@ enum momentnorm_status {
   MOMENTNORM_UNKNOWN_GRID = 1, /* a dtype, a layout or an activation without kernels */
   MOMENTNORM_NO_INSTRUCTION_SET = 2,
   MOMENTNORM_NO_MEMORY = 3,
+  MOMENTNORM_UNEVEN_POOL = 4, /* pools that do not divide the grid */
 };
 
 enum momentnorm_dtype {
@@ -47,7 +50,8 @@ enum momentnorm_layout {
 /* What a call is about. */
 typedef struct momentnorm_grid {
   int64_t samples, channels, size;
-  int32_t dtype;      /* of the feature maps; half types are computed in float */
+  int64_t pool_samples, pool_channels; /* 1 and 1 for pools of one plane */
+  int32_t dtype;                       /* of the feature maps; half types are computed in float */
   int32_t parameters; /* of weight and bias: like dtype, or float32 beside a half type */
   int32_t layout;
 } momentnorm_grid;
@@ -115,7 +119,8 @@ MOMENTNORM_EXPORT int32_t momentnorm_apply(const momentnorm_grid* grid, const mo
                                            const void* x, const double* mean, const double* scale,
                                            const double* shift, void* y);
 
-/* Both in one visit of each plane, with scale = weight / sqrt(var + eps) and shift = bias. */
+/* Both in one visit of each pool, with the pool's mean and var, which are per pool here, and
+ * scale = weight / sqrt(var + eps), shift = bias. Of the other functions none looks at pools. */
 MOMENTNORM_EXPORT int32_t momentnorm_normalize(const momentnorm_grid* grid,
                                                const momentnorm_tail* tail, const void* x,
                                                const void* weight, const void* bias, double eps,
@@ -137,9 +142,10 @@ MOMENTNORM_EXPORT int32_t momentnorm_apply_gradient(
     const double* mean, const double* scale, const double* shift, const double* a, const double* b,
     const double* c, void* dx, void* z_gradient);
 
-/* The backward of momentnorm_normalize in one visit of each plane: all of the above, and
+/* The backward of momentnorm_normalize in one visit of each pool: all of the above, and
  * dweight = sum(weighted_sums / sqrt(var + eps)), dbias = sum(sums) over the samples, one value for
- * each channel, of the type `parameters`. */
+ * each channel, of the type `parameters`. The sums of each plane are written for pools of one plane
+ * only; for others they may be null. */
 MOMENTNORM_EXPORT int32_t momentnorm_normalize_backward(
     const momentnorm_grid* grid, const momentnorm_tail* tail, const void* gradient, const void* x,
     const double* mean, const double* var, const void* weight, const void* bias, double eps,

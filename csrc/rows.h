@@ -230,12 +230,14 @@ INLINE void moments_of_block(const E* x, const Rows& shape, int64_t block, doubl
         });
     bool far = false;
     for (int64_t column = 0; column < shape.width; ++column) {
-      // offset^2 * rows > kFar * m2, where m2 = squares - offset^2 * rows
-      far |= sums[column] * sums[column] * (1 + kFar) > kFar * squares[column] * double(rows);
+      // offset^2 * rows > kFar * m2, where m2 = squares - offset^2 * rows. Squares that are all 0,
+      // beside a sum that is not, were lost: about their mean the sum might be 0 as well.
+      far |= squares[column] != 0 &&
+             sums[column] * sums[column] * (1 + kFar) > kFar * squares[column] * double(rows);
     }
     if (!far || attempt > 0) break;
     for (int64_t column = 0; column < shape.width; ++column) {
-      origin[column] += T(sums[column] / double(rows));
+      if (squares[column] != 0) origin[column] += T(sums[column] / double(rows));
     }
   }
   for (int64_t channel = 0; channel < shape.channels; ++channel) {

@@ -10,6 +10,7 @@ import stand_in
 from chromium import browser  # noqa: F401 - a fixture
 from explore_page import address, visit  # noqa: F401 - fixtures
 from momentnorm import _dispatch, use_backend
+from momentnorm.backends import cpu
 
 # Last, after the reference that takes every call: nothing reaches it unless asked for by name.
 _dispatch.BACKENDS = (*_dispatch.BACKENDS, stand_in)
@@ -34,3 +35,12 @@ def backend(request):
         pytest.skip("the CPU kernels are not built, or do not load")
     with use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def restored():
+    """Leaves the instruction set and the thread count as they were."""
+    instruction_set, threads = cpu.instruction_set(), torch.get_num_threads()
+    yield
+    cpu.choose_instruction_set(instruction_set)
+    torch.set_num_threads(threads)

@@ -293,6 +293,125 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
   return results;
 }
 
+// The kernels that look at pools, with a residual and an activation or without.
+template <class E, class P>
+Results run_pools(const momentnorm_grid& grid, double centre, int64_t offset, bool compare,
+                  int32_t activation, const std::string& label) {
+  const int64_t channels = grid.channels, size = grid.size;
+  const int64_t planes = grid.samples * channels, count = planes * size;
+  const int64_t across = channels / grid.pool_channels;
+  const int64_t pools = grid.samples / grid.pool_samples * across;
+  auto at = [=](int64_t p, int64_t i) {
+    return grid.layout == MOMENTNORM_CHANNELS_FIRST
+               ? p * size + i
+               : (p / channels * size + i) * channels + p % channels;
+  };
+  auto pool_of = [=](int64_t p) {
+    return p / channels / grid.pool_samples * across + p % channels / grid.pool_channels;
+  };
+  std::mt19937 random(11);
+  std::normal_distribution<double> normal;
+  Buffer<E> x(count, offset), g(count, offset), residual(count, offset), y(count, offset),
+      dx(count, offset), z_gradient(count, offset);
+  Buffer<P> weight(channels, offset), bias(channels, offset), dweight(channels, offset),
+      dbias(channels, offset);
+  for (int64_t i = 0; i < count; ++i) {
+    x.data[i] = E(centre + normal(random)), g.data[i] = E(normal(random));
+    residual.data[i] = E(normal(random));
+  }
+  for (int64_t i = 0; i < channels; ++i) {
+    weight.data[i] = P(0.5 + double(i % 7)), bias.data[i] = P(-1.5 * double(i % 5));
+  }
+  const double eps = 1e-5;
+  const bool plain = activation == MOMENTNORM_IDENTITY;
+  const momentnorm_tail tail = {activation, 0.125, plain ? nullptr : residual.data};
+  E* const through = plain ? nullptr : z_gradient.data;
+  std::vector<double> mean(pools), var(pools);
+  check(momentnorm_normalize(&grid, &tail, x.data, weight.data, bias.data, eps, y.data, mean.data(),
+                             var.data()) == 0 &&
+            momentnorm_normalize_backward(&grid, &tail, g.data, x.data, mean.data(), var.data(),
+                                          weight.data, bias.data, eps, dx.data, through,
+                                          dweight.data, dbias.data, nullptr, nullptr) == 0,
+        label + " status");
+  Results results;
+  results.add(y.data, count), results.add(dx.data, count);
+  results.add(dweight.data, channels), results.add(dbias.data, channels);
+  results.add(mean.data(), pools), results.add(var.data(), pools);
+  if (through != nullptr) results.add(through, count);
+
+  if (compare) {
+    const long double n = grid.pool_samples * grid.pool_channels * size;
+    std::vector<long double> m(pools), v(pools), s(pools), t(pools), dw(channels), db(channels);
+    auto each = [&](auto body) {
+      for (int64_t p = 0; p < planes; ++p) {
+        for (int64_t i = 0; i < size; ++i) body(p, pool_of(p), at(p, i));
+      }
+    };
+    each([&](int64_t, int64_t pool, int64_t k) { m[pool] += double(x.data[k]); });
+    for (long double& value : m) value /= n;
+    each([&](int64_t, int64_t pool, int64_t k) {
+      const long double d = (long double)double(x.data[k]) - m[pool];
+      v[pool] += d * d;
+    });
+    for (long double& value : v) value /= n;
+    auto rstd = [&](int64_t pool) { return 1 / std::sqrt(v[pool] + eps); };
+    auto z = [&](int64_t p, int64_t pool, int64_t k) {
+      const long double d = (long double)double(x.data[k]) - m[pool];
+      return d * rstd(pool) * double(weight.data[p % channels]) + double(bias.data[p % channels]) +
+             (plain ? 0 : double(residual.data[k]));
+    };
+    auto step = [&](int64_t p, int64_t pool, int64_t k) {
+      return double(g.data[k]) * activated(tail, z(p, pool, k)).slope;
+    };
+    each([&](int64_t p, int64_t pool, int64_t k) {
+      const long double d = (long double)double(x.data[k]) - m[pool], h = step(p, pool, k);
+      const long double w = double(weight.data[p % channels]);
+      s[pool] += w * h, t[pool] += w * h * d;
+      dw[p % channels] += h * d * rstd(pool), db[p % channels] += h;
+    });
+    // As for planes above, with sums of more terms.
+    const long double far = sizeof(E) == 8 ? 3 + std::fabs(centre) : 0.25;
+    bool good = true;
+    each([&](int64_t p, int64_t pool, int64_t k) {
+      const long double d = (long double)double(x.data[k]) - m[pool], r = rstd(pool);
+      const long double w = double(weight.data[p % channels]);
+      good &= near(y.data[k], activated(tail, z(p, pool, k)).value,
+                   4 + w * r * (std::fabs(d) + far) + 8);
+      const long double wanted =
+          w * r * step(p, pool, k) - r * (s[pool] / n) - d * r * r * r * (t[pool] / n);
+      good &= near(dx.data[k], wanted, 7 * r * 20 * (1 + far * r));
+    });
+    check(good, label + " y, dx");
+    good = true;
+    long double largest = 1;
+    for (int64_t pool = 0; pool < pools; ++pool) largest = std::max(largest, rstd(pool));
+    const long double terms = (long double)(grid.samples * size) * 8 * (1 + far * largest);
+    for (int64_t c = 0; c < channels; ++c) {
+      good &= near(P(dweight.data[c]), dw[c], terms) && near(P(dbias.data[c]), db[c], terms);
+    }
+    check(good, label + " dweight, dbias");
+    good = true;
+    for (int64_t pool = 0; pool < pools; ++pool) {
+      const long double rounding = 16 * 0x1p-53L * (3 + std::fabs(centre));
+      good &= std::fabs(mean[pool] - m[pool]) <= kUnit<E> * (1 + std::sqrt(v[pool])) + rounding;
+      good &= std::fabs(var[pool] - v[pool]) <= (8 * kUnit<E> + rounding) * (v[pool] + 0x1p-20L);
+    }
+    check(good, label + " moments");
+  }
+
+  // Over their own inputs.
+  Buffer<E> x2(count, offset);
+  std::memcpy(x2.data, x.data, size_t(count) * sizeof(E));
+  momentnorm_normalize(&grid, &tail, x2.data, weight.data, bias.data, eps, x2.data, mean.data(),
+                       var.data());
+  check(x2 == y, label + " in place");
+  momentnorm_normalize_backward(&grid, &tail, g.data, x.data, mean.data(), var.data(), weight.data,
+                                bias.data, eps, x.data, plain ? nullptr : g.data, dweight.data,
+                                dbias.data, nullptr, nullptr);
+  check(x == dx && (plain || g == z_gradient), label + " gradients in place");
+  return results;
+}
+
 std::vector<std::string> instruction_sets() {
   std::istringstream names(momentnorm_instruction_sets());
   std::vector<std::string> sets;
@@ -318,7 +437,7 @@ void sweep(int32_t dtype, int32_t parameters, const std::string& type) {
   for (const Shape& shape : shapes) {
     for (int variant = 0; variant < 4; ++variant) {
       const int32_t layout = variant & 1;
-      const momentnorm_grid grid = {shape.samples, shape.channels, shape.size,
+      const momentnorm_grid grid = {shape.samples, shape.channels, shape.size, 1, 1,
                                     dtype,         parameters,     layout};
       const bool far = (shape.size + variant / 2) % 2;
       const int64_t offset = far ? 1 : 0;
@@ -344,6 +463,56 @@ void sweep(int32_t dtype, int32_t parameters, const std::string& type) {
   }
 }
 
+template <class E, class P>
+void sweep_pools(int32_t dtype, int32_t parameters, const std::string& type) {
+  struct Shape {
+    int64_t samples, channels, size, pool_samples, pool_channels;
+  };
+  std::vector<Shape> shapes;
+  for (int64_t size : {1, 15, 49, 128, 1025}) {
+    shapes.push_back({2, 6, size, 1, 3});
+    shapes.push_back({4, 6, size, 2, 1});
+    shapes.push_back({4, 6, size, 2, 2});
+  }
+  for (const Shape& shape :
+       {Shape{70, 24, 1, 1, 8}, Shape{70, 3, 7, 70, 1}, Shape{17, 32, 2, 1, 32},
+        Shape{1, 64, 49, 1, 64}, Shape{1, 4, 20000, 1, 2}, Shape{3, 2, 9000, 3, 1}}) {
+    shapes.push_back(shape);
+  }
+  int32_t which = 0;
+  for (const Shape& shape : shapes) {
+    for (int32_t layout : {MOMENTNORM_CHANNELS_FIRST, MOMENTNORM_CHANNELS_LAST}) {
+      for (bool activated : {false, true}) {
+        const momentnorm_grid grid = {
+            shape.samples,       shape.channels, shape.size, shape.pool_samples,
+            shape.pool_channels, dtype,          parameters, layout};
+        const bool far = which % 3 == 0;
+        // Smooth ones: at a corner either slope may come out.
+        const int32_t smooth[] = {MOMENTNORM_SILU, MOMENTNORM_GELU, MOMENTNORM_TANH,
+                                  MOMENTNORM_SIGMOID};
+        const int32_t activation = activated ? smooth[which++ % 4] : MOMENTNORM_IDENTITY;
+        Results first;
+        for (const std::string& set : instruction_sets()) {
+          momentnorm_choose_instruction_set(set.c_str());
+          for (unsigned count : {1u, 3u}) {
+            threads = count;
+            const std::string label =
+                type + " " + set + " " + std::to_string(shape.samples) + "x" +
+                std::to_string(shape.channels) + "x" + std::to_string(shape.size) + " pools " +
+                std::to_string(shape.pool_samples) + "x" + std::to_string(shape.pool_channels) +
+                " layout " + std::to_string(layout) + " activation " + std::to_string(activation) +
+                " threads " + std::to_string(count);
+            Results results = run_pools<E, P>(grid, far ? sizeof(E) == 2 ? 10 : 1000 : 0, far,
+                                              first.values.empty(), activation, label);
+            if (first.values.empty()) first = results;
+            check(results == first, label + " bits");
+          }
+        }
+      }
+    }
+  }
+}
+
 // Every half, and floats of every exponent to a half and a bfloat16: x = (x - 0) * 1 + 0.
 void conversions() {
   const double zero = 0;
@@ -359,8 +528,8 @@ void conversions() {
     }
     // An odd length, so that the last ones take the way of single elements.
     copies.resize(halves.size());
-    momentnorm_grid grid = {1, 1, int64_t(halves.size()), MOMENTNORM_FLOAT16, MOMENTNORM_FLOAT32,
-                            0};
+    momentnorm_grid grid = {
+        1, 1, int64_t(halves.size()), 1, 1, MOMENTNORM_FLOAT16, MOMENTNORM_FLOAT32, 0};
     // Rounding: halves at a scale between them.
     for (double scale : {1.0, 1.0 + 0x1p-10, 0x1.7p-5, 0x1p-14, 3e4}) {
       momentnorm_apply(&grid, nullptr, halves.data(), &zero, &scale, &zero, copies.data());
@@ -373,7 +542,7 @@ void conversions() {
     }
     std::vector<BFloat16> words(0x10000 - 3), copied(words.size());
     for (size_t i = 0; i < words.size(); ++i) words[i].bits = uint16_t(i);
-    grid = {1, 1, int64_t(words.size()), MOMENTNORM_BFLOAT16, MOMENTNORM_FLOAT32, 0};
+    grid = {1, 1, int64_t(words.size()), 1, 1, MOMENTNORM_BFLOAT16, MOMENTNORM_FLOAT32, 0};
     for (double scale : {1.0, 1.0 + 0x1p-7, 0x1.7p-5}) {
       momentnorm_apply(&grid, nullptr, words.data(), &zero, &scale, &zero, copied.data());
       int wrong = 0;
@@ -398,15 +567,19 @@ void edges() {
   auto normalize = [&](momentnorm_grid grid, const momentnorm_tail* tail = nullptr) {
     return momentnorm_normalize(&grid, tail, &x, nullptr, nullptr, 1e-5, &y, &mean, &var);
   };
-  check(normalize({1, 1, 1, 7, 0, 0}) == MOMENTNORM_UNKNOWN_GRID &&
-            normalize({1, 1, 1, 0, -1, 0}) == MOMENTNORM_UNKNOWN_GRID &&
-            normalize({1, 1, 1, 0, 0, 2}) == MOMENTNORM_UNKNOWN_GRID &&
-            normalize({1, 1, 1, 0, 0, 0}, &unknown) == MOMENTNORM_UNKNOWN_GRID && y == 9,
+  check(normalize({1, 1, 1, 1, 1, 7, 0, 0}) == MOMENTNORM_UNKNOWN_GRID &&
+            normalize({1, 1, 1, 1, 1, 0, -1, 0}) == MOMENTNORM_UNKNOWN_GRID &&
+            normalize({1, 1, 1, 1, 1, 0, 0, 2}) == MOMENTNORM_UNKNOWN_GRID &&
+            normalize({1, 1, 1, 1, 1, 0, 0, 0}, &unknown) == MOMENTNORM_UNKNOWN_GRID && y == 9,
         "an unknown dtype, layout or activation writes nothing");
+  check(normalize({1, 1, 1, 2, 1, 0, 0, 0}) == MOMENTNORM_UNEVEN_POOL &&
+            normalize({1, 1, 1, 1, 2, 0, 0, 0}) == MOMENTNORM_UNEVEN_POOL &&
+            normalize({1, 1, 1, 0, 1, 0, 0, 0}) == MOMENTNORM_UNEVEN_POOL && y == 9,
+        "a pool that does not divide the grid writes nothing");
   for (int32_t layout : {MOMENTNORM_CHANNELS_FIRST, MOMENTNORM_CHANNELS_LAST}) {
-    check(normalize({0, 4, 4, 0, 0, layout}) == MOMENTNORM_OK, "an empty batch");
-    check(normalize({4, 0, 4, 0, 0, layout}) == MOMENTNORM_OK, "no channels");
-    check(normalize({1, 1, 0, 0, 0, layout}) == MOMENTNORM_OK && std::isnan(mean) &&
+    check(normalize({0, 4, 4, 1, 1, 0, 0, layout}) == MOMENTNORM_OK, "an empty batch");
+    check(normalize({4, 0, 4, 1, 1, 0, 0, layout}) == MOMENTNORM_OK, "no channels");
+    check(normalize({1, 1, 0, 1, 1, 0, 0, layout}) == MOMENTNORM_OK && std::isnan(mean) &&
               std::isnan(var) && y == 9,
           "empty planes");
   }
@@ -474,9 +647,13 @@ int main() {
   edges();
   conversions();
   sweep<float, float>(MOMENTNORM_FLOAT32, MOMENTNORM_FLOAT32, "float32");
+  sweep_pools<float, float>(MOMENTNORM_FLOAT32, MOMENTNORM_FLOAT32, "float32");
   sweep<double, double>(MOMENTNORM_FLOAT64, MOMENTNORM_FLOAT64, "float64");
+  sweep_pools<double, double>(MOMENTNORM_FLOAT64, MOMENTNORM_FLOAT64, "float64");
   sweep<BFloat16, float>(MOMENTNORM_BFLOAT16, MOMENTNORM_FLOAT32, "bfloat16");
+  sweep_pools<BFloat16, float>(MOMENTNORM_BFLOAT16, MOMENTNORM_FLOAT32, "bfloat16");
   sweep<Half, Half>(MOMENTNORM_FLOAT16, MOMENTNORM_FLOAT16, "float16");
+  sweep_pools<Half, Half>(MOMENTNORM_FLOAT16, MOMENTNORM_FLOAT16, "float16");
   std::printf("kernels: %s: %d failures\n", momentnorm_instruction_sets(), failures);
   return failures != 0;
 }

@@ -41,3 +41,18 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "offset": _offset,
     "negated": _negated,
 }
+
+
+def feature_map(
+    samples: int,
+    channels: int,
+    size: int,
+    dtype: torch.dtype,
+    mean: float,
+    layout: str = "channels_first",
+) -> Tensor:
+    """Noise of standard deviation 1 about a mean, (samples, channels, size)."""
+    generator = torch.Generator().manual_seed(size)
+    x = torch.randn(samples, channels, size, dtype=torch.float64, generator=generator)
+    x = (x + mean).to(dtype)
+    return _channels_last(x) if layout == "channels_last" else x

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from benchmarks import __main__ as program
-from benchmarks import instance_norm, networks, peers
+from benchmarks import family, instance_norm, networks, peers
 from benchmarks.__main__ import PARTS, table
 from benchmarks.timing import interleaved
 
@@ -65,6 +65,36 @@ def test_where_ours_is_slower_is_named():
     assert "Ours is slower: 1x2 than torch (0.50x)." in peers.table([row])
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(4, 8), (2, 8, 3, 3), (2, 8, 2, 2, 2)], ids=str)
+def test_the_family(shape, dtype, layout):
+    group, batch = (
+        family.measure(layer, shape, dtype, layout, budget=0)
+        for layer in ("GroupNorm(2)", "BatchNorm")
+    )
+    assert group.speedup("training") == group.torch_training / group.training
+    assert group.speedup("eval") is None
+    assert batch.speedup("eval") == batch.torch_eval / batch.eval
+    written = family.table([group, batch, family.Row("LayerNorm", "2x8", "float32", layout)])
+    assert "| LayerNorm | 2x8 | torch's own kernel | 1x |" in written
+    assert "Geometric mean: forward" in written
+
+
+def test_a_layer_of_the_family_that_is_wrong_is_not_timed(monkeypatch):
+    monkeypatch.setattr(family, "layers", lambda *_: (torch.nn.GroupNorm(4, 8),) * 2)
+    monkeypatch.setattr(torch.nn.GroupNorm, "forward", lambda self, x: 2 * x)
+    with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+        family.measure("GroupNorm(4)", (2, 8, 3, 3))
+
+
+def test_where_a_layer_of_the_family_is_slower_is_named():
+    row = family.Row("BatchNorm", "1x2", "float32", "contiguous", 2.0, 1.0, 1.0, 4.0, 1.0, 1.0)
+    written = family.table([row])
+    assert "Geometric mean: forward 0.50x, training 4.00x, eval 1.00x." in written
+    assert "Ours is slower: BatchNorm 1x2 forward (0.50x)." in written
+
+
 @pytest.mark.parametrize(
     ("build", "shape"),
     [
@@ -84,8 +114,10 @@ def test_networks(build, shape, layout):
 def test_a_part_alone_leaves_the_others_in_the_document(tmp_path, monkeypatch):
     peer = peers.Row("1x2", "float32", "contiguous", 2.0, 1.0, 4.0, 1.0, 1.0, 1.0, None, 1.0)
     network = networks.Row("tiny", "contiguous", "forward", 1.0, 2.0, 1.5, 1.25)
+    relative = family.Row("BatchNorm", "1x2", "float32", "contiguous", 2.0, 1.0, 1.0, 4.0, 1.0, 1.0)
     measured = {
         "instance_norm": lambda: iter([instance_norm.measure(TINY)]),
+        "family": lambda: iter([relative]),
         "peers": lambda: iter([peer]),
         "networks": lambda: iter([network]),
     }
@@ -101,6 +133,7 @@ def test_a_part_alone_leaves_the_others_in_the_document(tmp_path, monkeypatch):
     assert (tmp_path / "benchmarks.md").read_text() == document
     assert "| 1x2x4x4 |" in document
     assert "| 1x2 | 2000000 | 1000000 (0.5x) |" in document
+    assert "| BatchNorm | 1x2 | 2000000 | 0.50x |" in document
     assert "| tiny | contiguous | forward | 1000 | 2000 | 50% |" in document
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from layouts import feature_map
 from momentnorm import functional
 from momentnorm.backends import ACTIVATIONS, PLAIN, Tail, cpu, reference
 
@@ -25,29 +26,6 @@ SIZES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 1023, 1024, 1025, 8191, 8192, 8193, 20
 GRIDS = ((1, 1), (2, 3), (1, 5), (2, 48))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("channels_first", "channels_last")
-
-
-@pytest.fixture
-def restored():
-    """Leaves the instruction set and the thread count as they were."""
-    instruction_set, threads = cpu.instruction_set(), torch.get_num_threads()
-    yield
-    cpu.choose_instruction_set(instruction_set)
-    torch.set_num_threads(threads)
-
-
-def feature_map(
-    samples: int,
-    channels: int,
-    size: int,
-    dtype: torch.dtype,
-    mean: float,
-    layout: str = "channels_first",
-) -> Tensor:
-    generator = torch.Generator().manual_seed(size)
-    x = torch.randn(samples, channels, size, dtype=torch.float64, generator=generator)
-    x = (x + mean).to(dtype)
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else x
 
 
 def all_kernels(

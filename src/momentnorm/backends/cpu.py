@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from ..pool import INSTANCE, Pool
-from . import ACTIVATIONS, PLAIN, Tail, reference
+from . import ACTIVATIONS, PLAIN, Tail
 
 name = "cpu"
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 #: Outputs from this many bytes on take memory that is kept for them: the page faults of fresh
 #: memory cost more than the arithmetic.
@@ -55,6 +55,8 @@ class _Grid(ctypes.Structure):
         ("samples", ctypes.c_int64),
         ("channels", ctypes.c_int64),
         ("size", ctypes.c_int64),
+        ("pool_samples", ctypes.c_int64),
+        ("pool_channels", ctypes.c_int64),
         ("dtype", ctypes.c_int32),
         ("parameters", ctypes.c_int32),
         ("layout", ctypes.c_int32),
@@ -198,8 +200,7 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
 
 def _layout(x: Tensor) -> int | None:
     if x.is_contiguous():
-        # Planes of one element lie in both ways, and are read faster as a row of channels.
-        return _CHANNELS_LAST if x.shape[2:].numel() == 1 else _CHANNELS_FIRST
+        return _CHANNELS_FIRST
     memory_format = _CHANNELS_LAST_FORMATS.get(x.dim())
     if memory_format is None:
         return _CHANNELS_LAST if x.movedim(1, -1).is_contiguous() else None
@@ -207,17 +208,28 @@ def _layout(x: Tensor) -> int | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _grid_of(shape: torch.Size, dtype: torch.dtype, parameters: torch.dtype, layout: int) -> object:
+def _grid_of(
+    shape: torch.Size,
+    dtype: torch.dtype,
+    parameters: torch.dtype,
+    layout: int,
+    pool_samples: int | None,
+    pool_channels: int | None,
+) -> tuple[object, tuple[int, int]]:
     samples, channels, *spatial = shape
+    pooled = Pool(pool_samples, pool_channels).sizes(samples, channels)
     size = math.prod(spatial)
-    grid = _Grid(samples, channels, size, _DTYPES[dtype], _DTYPES[parameters], layout)
-    return ctypes.byref(grid)
+    grid = _Grid(samples, channels, size, *pooled, _DTYPES[dtype], _DTYPES[parameters], layout)
+    return ctypes.byref(grid), (samples // pooled[0], channels // pooled[1])
 
 
-def _grid(x: Tensor, parameters: torch.dtype = torch.float64) -> object:
+def _grid(
+    x: Tensor, parameters: torch.dtype = torch.float64, pool: Pool = INSTANCE
+) -> tuple[object, tuple[int, int]]:
+    """A pointer to ``momentnorm_grid``, and how many pools it has along N and C."""
     layout = _layout(x)
     assert layout is not None
-    return _grid_of(x.shape, x.dtype, parameters, layout)
+    return _grid_of(x.shape, x.dtype, parameters, layout, pool.samples, pool.channels)
 
 
 def _parameters(weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
@@ -225,10 +237,9 @@ def _parameters(weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
     return torch.float64 if parameter is None else parameter.dtype
 
 
-def _per_plane(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two (N, C) tensors to be written."""
-    samples, channels = x.shape[:2]
-    first = torch.empty((samples, channels), dtype=torch.float64)
+def _two(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Two tensors of statistics, to be written."""
+    first = torch.empty(grid, dtype=torch.float64)
     return first, torch.empty_like(first)
 
 
@@ -286,8 +297,9 @@ def _address(tensor: Tensor | None) -> int | None:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    mean, var = _per_plane(x)
-    _moments(_grid(x), x.data_ptr(), mean.data_ptr(), var.data_ptr())
+    pointer, planes = _grid(x)
+    mean, var = _two(planes)
+    _moments(pointer, x.data_ptr(), mean.data_ptr(), var.data_ptr())
     return mean, var
 
 
@@ -302,7 +314,7 @@ def apply(
     y = _output(x) if out is None else out
     operands = [_readable(values) for values in (mean, scale, shift)]
     pointer, _kept = _tail(tail, x)
-    _apply(_grid(x), pointer, x.data_ptr(), *map(_address, operands), y.data_ptr())
+    _apply(_grid(x)[0], pointer, x.data_ptr(), *map(_address, operands), y.data_ptr())
     return y
 
 
@@ -315,20 +327,16 @@ def normalize(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if pool != INSTANCE:
-        mean, var = pool.merge(*moments(x))
-        centre, spread_var = (pool.spread(values, x.shape[:2]) for values in (mean, var))
-        scale, shift = reference.scale(weight, spread_var, eps), reference.shift(bias, centre)
-        return apply(x, centre, scale, shift, tail, out), mean, var
     y = _output(x) if out is None else out
-    mean, var = _per_plane(x)
     if weight is not None:
         weight = _readable(weight)
     if bias is not None:
         bias = _readable(bias)
+    grid, pools = _grid(x, _parameters(weight, bias), pool)
+    mean, var = _two(pools)
     pointer, _kept = _tail(tail, x)
     _normalize(
-        _grid(x, _parameters(weight, bias)),
+        grid,
         pointer,
         x.data_ptr(),
         _address(weight),
@@ -350,11 +358,12 @@ def gradient_sums(
     tail: Tail = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     gradient = _laid_out_as(x, gradient)
-    sums, weighted_sums = _per_plane(x)
+    grid, planes = _grid(x)
+    sums, weighted_sums = _two(planes)
     operands = [None if values is None else _readable(values) for values in (mean, scale, shift)]
     pointer, _kept = _tail(tail, x)
     _gradient_sums(
-        _grid(x),
+        grid,
         pointer,
         gradient.data_ptr(),
         x.data_ptr(),
@@ -385,7 +394,7 @@ def apply_gradient(
     ]
     pointer, _kept = _tail(tail, x)
     _apply_gradient(
-        _grid(x),
+        _grid(x)[0],
         pointer,
         gradient.data_ptr(),
         x.data_ptr(),
@@ -408,18 +417,6 @@ def normalize_backward(
     tail: Tail = PLAIN,
     needs_residual: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    if pool != INSTANCE:
-        grid = x.shape[:2]
-        mean, var = pool.spread(mean, grid), pool.spread(var, grid)
-        inverse_std, a = reference.scale(None, var, eps), reference.scale(weight, var, eps)
-        forward = a, reference.shift(bias, mean), tail
-        totals, weighted = gradient_sums(gradient, x, mean, *forward)
-        b, c = (pool.spread(pool.average(a * part), grid) for part in (weighted, totals))
-        b, c = (-part / x.shape[2:].numel() for part in (b * inverse_std.square(), c))
-        dx, dresidual = apply_gradient(gradient, x, mean, a, b, c, *forward, needs_residual)
-        dtype = _parameters(weight, bias)
-        dweight = (weighted * inverse_std).sum(0).to(dtype)
-        return dx, dresidual, dweight, totals.sum(0).to(dtype), None
     gradient = _laid_out_as(x, gradient)
     if weight is not None:
         weight = _readable(weight)
@@ -427,13 +424,15 @@ def normalize_backward(
         bias = _readable(bias)
     dx = _output(x)
     dresidual = _output(x) if needs_residual else None
-    sums = torch.empty((2, *mean.shape), dtype=mean.dtype)
     parameters = _parameters(weight, bias)
+    grid, pools = _grid(x, parameters, pool)
+    # Pools of several planes have no use for the sums of each.
+    sums = torch.empty((2, *pools), dtype=mean.dtype) if pools == x.shape[:2] else None
     dweight = torch.empty(x.shape[1], dtype=parameters)
     dbias = torch.empty_like(dweight)
     pointer, _kept = _tail(tail, x)
     _normalize_backward(
-        _grid(x, parameters),
+        grid,
         pointer,
         gradient.data_ptr(),
         x.data_ptr(),
@@ -446,7 +445,7 @@ def normalize_backward(
         _address(dresidual),
         dweight.data_ptr(),
         dbias.data_ptr(),
-        sums.data_ptr(),
-        sums.data_ptr() + sums.nbytes // 2,
+        _address(sums),
+        None if sums is None else sums.data_ptr() + sums.nbytes // 2,
     )
     return dx, dresidual, dweight, dbias, sums
