@@ -1,6 +1,9 @@
 """momentnorm: Instance Normalization and its family for PyTorch, exact and at memory speed."""
 
+import importlib as _importlib
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from . import functional
 from ._dispatch import use_backend
@@ -33,6 +36,9 @@ from .relatives import (
     SwitchableNorm3d,
 )
 
+if _TYPE_CHECKING:
+    from .explain import explain
+
 __version__ = _version("momentnorm")
 
 __all__ = [
@@ -61,6 +67,14 @@ __all__ = [
     "SwitchableNorm2d",
     "SwitchableNorm3d",
     "__version__",
+    "explain",
     "functional",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    # An application: imported when it is asked for. The package is the function.
+    if name == "explain":
+        return _importlib.import_module(".explain", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

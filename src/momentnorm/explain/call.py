@@ -155,12 +155,14 @@ def _as_gradient(given: Tensor | str, y: Tensor) -> Tensor:
 
 
 def _initialized(layer: nn.Module, x: Tensor) -> nn.Module:
-    """A copy; of a lazy layer, as it is once it has seen this input."""
-    duplicate = copy.deepcopy(layer)
+    """A copy as it is once it knows this input: a lazy layer's size, a default eps."""
+    duplicate: Any = copy.deepcopy(layer)
     if isinstance(duplicate, nn.modules.lazy.LazyModuleMixin):
         lazy: Any = duplicate
         if lazy.has_uninitialized_params():
             lazy._infer_parameters(lazy, (x,))
+    if isinstance(duplicate, nn.RMSNorm) and duplicate.eps is None:
+        duplicate.eps = torch.finfo(x.dtype).eps  # torch's default, which follows the dtype
     return duplicate
 
 
@@ -174,10 +176,7 @@ def _call(layer: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
 
 def _in_float64(layer: nn.Module, x: Tensor) -> nn.Module:
     """A copy with the same values in the statistics' type."""
-    wide = copy.deepcopy(layer).to(statistics_dtype(x))
-    if getattr(wide, "eps", 0.0) is None:  # the default follows the dtype
-        wide.eps = torch.finfo(x.dtype).eps
-    return wide
+    return copy.deepcopy(layer).to(statistics_dtype(x))
 
 
 def _check_output(

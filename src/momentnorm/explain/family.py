@@ -213,7 +213,6 @@ def _group_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
 @explains(nn.LayerNorm, nn.RMSNorm)
 def _layer_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     dimensions = len(layer.normalized_shape)
-    eps = torch.finfo(x.dtype).eps if layer.eps is None else layer.eps
     rms = isinstance(layer, nn.RMSNorm)
     view = views.rows(x, dimensions)
     found = Planes(
@@ -223,7 +222,7 @@ def _layer_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
         weight=layer.weight,
         bias=getattr(layer, "bias", None),
         per_element=True,
-        eps=eps,
+        eps=layer.eps,
     )
     found.exact = False
     row = ", ".join(view.axes[-dimensions:])

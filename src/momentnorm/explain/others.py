@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .explanation import Explanation
 from .planes import _of_first
 from .statistics import sum_of
-from .trace import BACKWARD, INPUT, OUTPUT, STATISTICS, Step, Steps, Worked
+from .trace import BACKWARD, INPUT, OUTPUT, PARTS, STATISTICS, Steps, Worked
 from .views import axes_of
 
 
@@ -40,7 +38,7 @@ class Contrast(Explanation):
             r"s = \sum_{i} x_{i} + \epsilon",
             unit="x",
             worked=Worked(
-                f"{text} + {self.eps:g} = {{}}", (*numbers, float(divisor.flatten()[0]))
+                f"{text} + {self.eps:g} = {{}}", (*numbers, float(divisor.detach().flatten()[0]))
             )
             if values
             else None,
@@ -123,7 +121,7 @@ class LocalResponse(Explanation):
             "in front; none beyond the border",
             r"w_c = \sum_{j} x_{j}^2",
             unit="x^2",
-            worked=Worked(f"{text} = {{}}", (*numbers, float(squares.flatten()[0])))
+            worked=Worked(f"{text} = {{}}", (*numbers, float(squares.detach().flatten()[0])))
             if first
             else None,
         )
@@ -217,11 +215,10 @@ class Split(Explanation):
             found.append(part.forward(inner, values))
             steps.recorded += inner.recorded
         y = torch.cat(found, 1)
-        steps.recorded.sort(key=lambda step: _order(step.part))
         names = ", ".join(f"{name}.y" for name in self.parts)
         rounded = y.to(self.x.dtype)
         steps.add(OUTPUT, "y", rounded, axes, f"y = {names}, side by side", "y")
-        steps.recorded.sort(key=lambda step: _order(step.part))
+        steps.recorded.sort(key=lambda step: PARTS.index(step.part))
         return y
 
     def backward(self, steps: Steps, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
@@ -252,15 +249,8 @@ class Split(Explanation):
         return found
 
 
-def _order(part: str) -> int:
-    from .trace import PARTS
-
-    return PARTS.index(part)
-
-
-def _rounded(steps: Steps, y: Tensor, x: Tensor) -> Step:
+def _rounded(steps: Steps, y: Tensor, x: Tensor) -> None:
     dtype = str(x.dtype).removeprefix("torch.")
-    options: dict[str, Any] = {}
     steps.add(
         OUTPUT,
         "y",
@@ -268,9 +258,7 @@ def _rounded(steps: Steps, y: Tensor, x: Tensor) -> Step:
         axes_of(x),
         f"y = the step before, rounded once to {dtype}",
         "y",
-        **options,
     )
-    return steps.recorded[-1]
 
 
 def _arriving(steps: Steps, gradient: Tensor, axes: tuple[str, ...]) -> None:
@@ -279,6 +267,6 @@ def _arriving(steps: Steps, gradient: Tensor, axes: tuple[str, ...]) -> None:
         "gradient",
         gradient,
         axes,
-        "gradient = dL/dy, what arrives from behind the layer",
-        r"\partial L / \partial y",
+        "gradient = dL/dy, what arrives from behind the layer; g for short",
+        r"g = \frac{\partial L}{\partial y}",
     )

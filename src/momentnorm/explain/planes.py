@@ -313,8 +313,9 @@ class Planes(Explanation):
             "gradient",
             gradient,
             self.view.axes,
-            "gradient = dL/dy, what arrives from behind the layer",
-            r"\partial L / \partial y",
+            "gradient = dL/dy, what arrives from behind the layer"
+            + ("" if self.activation else "; g for short"),
+            r"\frac{\partial L}{\partial y}",
         )
         found: dict[str, Tensor] = {}
         g = self.view.planes(gradient)
@@ -328,15 +329,6 @@ class Planes(Explanation):
                 g,
                 f"g = gradient * {self.activation}'(what it was applied to)",
                 r"g = \frac{\partial L}{\partial y} \cdot \phi'",
-            )
-        else:
-            steps.add(
-                BACKWARD,
-                "g",
-                gradient,
-                self.view.axes,
-                "g = gradient: no activation is in between",
-                r"g = \frac{\partial L}{\partial y}",
             )
         if self.residual is not None:
             found["residual"] = self.view.full(g)
@@ -472,7 +464,6 @@ class Planes(Explanation):
             dmean, dvar, dlearned = torch.zeros_like(sums), torch.zeros_like(sums), []
         count = max(planes.shape[2:].numel(), 1)
         b, c = dvar * (2 / count), dmean / count
-        off_centre = "" if self.statistics.centres else " Here plane means are subtracted again."
         self._grid(
             steps,
             BACKWARD,
@@ -482,24 +473,28 @@ class Planes(Explanation):
             r"a = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}",
             unit="1/x",
         )
-        if self.statistics.of_input:
-            self._record_moment_gradients(steps, reaching, dmean, dvar)
+        of_input, through = self.statistics.of_input, not self.statistics.as_it_is
+        if of_input:
+            moments = [("dmean", reaching[0]), ("dvar", reaching[1])]
+            if through:
+                moments += [("dplane_mean", dmean), ("dplane_var", dvar)]
+            self._record_moment_gradients(steps, moments)
+        of_plane, its_mean = ("dplane_", "plane_mean") if through else ("d", "mean")
         self._grid(
             steps,
             BACKWARD,
             "b",
             b,
-            "b = 2 / m * dplane_var" if self.statistics.of_input else "b = 0: no statistic of x",
+            f"b = 2 / m * {of_plane}var" if of_input else "b = 0: no statistic is of x",
             r"b = \frac{2}{m} \frac{\partial L}{\partial \sigma_p^2}",
             unit="1/x^2",
-            note=off_centre.strip(),
         )
         self._grid(
             steps,
             BACKWARD,
             "c",
             c,
-            "c = dplane_mean / m" if self.statistics.of_input else "c = 0: no statistic of x",
+            f"c = {of_plane}mean / m" if of_input else "c = 0: no statistic is of x",
             r"c = \frac{1}{m} \frac{\partial L}{\partial \mu_p}",
             unit="1/x",
         )
@@ -512,9 +507,7 @@ class Planes(Explanation):
             BACKWARD,
             "dx",
             dx,
-            "dx = a * g + b * (x - plane_mean) + c"
-            if self.statistics.of_input
-            else "dx = a * g",
+            f"dx = a * g + b * (x - {its_mean}) + c" if of_input else "dx = a * g",
             r"\partial L / \partial x = a g + b (x - \mu_p) + c",
             unit="1/x",
             worked=_of_first("{} * {} + {} * {} + {} = {}", a, g, b, from_mean, c, dx),
@@ -533,41 +526,29 @@ class Planes(Explanation):
             )
         return found
 
-    def _record_moment_gradients(
-        self, steps: Steps, reaching: tuple[Tensor, Tensor], dmean: Tensor, dvar: Tensor
-    ) -> None:
-        for name, values, formula, latex, unit in (
-            (
-                "dmean",
-                reaching[0],
+    def _record_moment_gradients(self, steps: Steps, found: list[tuple[str, Tensor]]) -> None:
+        said = {
+            "dmean": (
                 "dmean = -a * sum_g, what reaches the mean that a plane is normalized with",
-                r"\partial L / \partial \mu = -a \sum_i g_i",
-                "1/x",
+                r"\frac{\partial L}{\partial \mu} = -a \sum_i g_i",
             ),
-            (
-                "dvar",
-                reaching[1],
+            "dvar": (
                 "dvar = -a / (2 std^2) * sum_g_centred, what reaches its variance",
-                r"\partial L / \partial \sigma^2 = -\frac{a}{2 (\sigma^2 + \epsilon)}"
+                r"\frac{\partial L}{\partial \sigma^2} = -\frac{a}{2 (\sigma^2 + \epsilon)}"
                 r" \sum_i g_i (x_i - \mu)",
-                "1/x^2",
             ),
-            (
-                "dplane_mean",
-                dmean,
-                "dplane_mean: the same through the policy, to the mean of each plane",
-                r"\partial L / \partial \mu_p",
-                "1/x",
+            "dplane_mean": (
+                "dplane_mean: both through the policy, to the mean of each plane",
+                r"\frac{\partial L}{\partial \mu_p}",
             ),
-            (
-                "dplane_var",
-                dvar,
-                "dplane_var: the same through the policy, to the variance of each plane",
-                r"\partial L / \partial \sigma_p^2",
-                "1/x^2",
+            "dplane_var": (
+                "dplane_var: both through the policy, to the variance of each plane",
+                r"\frac{\partial L}{\partial \sigma_p^2}",
             ),
-        ):
-            self._grid(steps, BACKWARD, name, values, formula, latex, unit=unit)
+        }
+        for name, values in found:
+            unit = "1/x" if name.endswith("mean") else "1/x^2"
+            self._grid(steps, BACKWARD, name, values, *said[name], unit=unit)
 
 
 def _of_first(text: str, *values: Tensor) -> Worked | None:

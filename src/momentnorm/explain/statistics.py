@@ -24,10 +24,18 @@ if TYPE_CHECKING:
 class Statistics(Protocol):
     """A policy that records its steps."""
 
-    #: Whether the moments of the planes have a part in it.
-    of_input: bool
-    #: Whether a mean is subtracted.
-    centres: bool
+    @property
+    def of_input(self) -> bool:
+        """Whether the moments of the planes have a part in it."""
+
+    @property
+    def as_it_is(self) -> bool:
+        """Whether each plane's moments are used by that plane, and no other."""
+
+    @property
+    def centres(self) -> bool:
+        """Whether a mean is subtracted."""
+
     #: The operands of the policy that have a gradient, by the layer's names.
     parameters: dict[str, Tensor]
 
@@ -82,12 +90,16 @@ class Pooled:
     centres = True
     parameters: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def as_it_is(self) -> bool:
+        return self.pool == INSTANCE
+
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return self.pool(mean, var)
 
     def record(self, steps: Steps, view: View, mean: Tensor, var: Tensor) -> None:
         record_pools(steps, view, self.pool, mean)
-        if self.pool == INSTANCE:
+        if self.as_it_is:
             record_plane_moments(steps, view, mean, var, names=("mean", "var"))
             return
         record_plane_moments(steps, view, mean, var)
@@ -187,6 +199,7 @@ class Given:
     mean: Tensor
     var: Tensor
     of_input = False
+    as_it_is = False
     centres = True
     parameters: dict[str, Tensor] = field(default_factory=dict)
 
@@ -214,6 +227,7 @@ class MeanSquare:
     """RMS Normalization: nothing is subtracted, and the mean square stands for the variance."""
 
     of_input = True
+    as_it_is = False
     centres = False
     parameters: dict[str, Tensor] = field(default_factory=dict)
 
@@ -258,6 +272,7 @@ class Mixed:
     unbiased: bool
     parameters: dict[str, Tensor]
     of_input = True
+    as_it_is = False
     centres = True
 
     _POOLS = {"in": INSTANCE, "ln": Pool(1, None), "bn": Pool(None, 1)}  # noqa: RUF012
@@ -348,6 +363,7 @@ class Gated:
     eps: float
     parameters: dict[str, Tensor]
     of_input = True
+    as_it_is = False
     centres = True
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,6 +173,20 @@ class Trace:
     def part(self, part: str) -> list[Step]:
         """The steps of one part, such as "Statistics"."""
         return [step for step in self.steps if step.part == part]
+
+    def only(self, *names: str) -> Trace:
+        """The same trace with these steps alone, in their order.
+
+        Raises:
+            ExplainError: no step has one of these names.
+        """
+        for name in names:
+            if name not in self.names:
+                raise ExplainError(
+                    f"no step is named {name!r}: this trace has {', '.join(self.names)}"
+                )
+        steps = [step for step in self.steps if step.name in names]
+        return replace(self, steps=steps)
 
     def backward(self, gradient: Tensor | str = "ones") -> Trace:
         """This trace with the steps of the backward behind it.
