@@ -14,7 +14,8 @@ from .call import explain
 from .explanation import Explanation
 from .family import explains
 from .names import names
-from .planes import Planes, Update
+from .planes import Planes
+from .running import Update
 from .statistics import Given, MeanSquare, Pooled, Statistics
 from .trace import Check, ExplainError, Step, Steps, Trace, TraceMismatchError, Worked
 

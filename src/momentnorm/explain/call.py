@@ -120,19 +120,18 @@ def explain(
 
 
 def _as_input(x: Any) -> Tensor:
-    given = x
     try:
-        x = torch.as_tensor(x).detach()
+        found = torch.as_tensor(x).detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ExplainError(f"the input is no tensor of numbers: {error}") from None
-    if not isinstance(given, Tensor) and not x.is_floating_point() and not x.is_complex():
-        x = x.to(torch.float32)
-    if x.dim() < 2:
+    if not isinstance(x, Tensor) and not found.is_floating_point() and not found.is_complex():
+        found = found.to(torch.float32)
+    if found.dim() < 2:
         raise ExplainError(
-            f"expected a feature map (N, C, *S), got shape {tuple(x.shape)}: "
+            f"expected a feature map (N, C, *S), got shape {tuple(found.shape)}: "
             "add the missing dimensions"
         )
-    return x
+    return found
 
 
 def _as_gradient(given: Tensor | str, y: Tensor) -> Tensor:
@@ -157,13 +156,12 @@ def _as_gradient(given: Tensor | str, y: Tensor) -> Tensor:
 def _initialized(layer: nn.Module, x: Tensor) -> nn.Module:
     """A copy as it is once it knows this input: a lazy layer's size, a default eps."""
     duplicate: Any = copy.deepcopy(layer)
-    if isinstance(duplicate, nn.modules.lazy.LazyModuleMixin):
-        lazy: Any = duplicate
-        if lazy.has_uninitialized_params():
-            lazy._infer_parameters(lazy, (x,))
+    if hasattr(duplicate, "has_uninitialized_params") and duplicate.has_uninitialized_params():
+        duplicate._infer_parameters(duplicate, (x,))
     if isinstance(duplicate, nn.RMSNorm) and duplicate.eps is None:
         duplicate.eps = torch.finfo(x.dtype).eps  # torch's default, which follows the dtype
-    return duplicate
+    prepared: nn.Module = duplicate
+    return prepared
 
 
 def _call(layer: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -189,8 +187,7 @@ def _check_output(
     expected: Tensor,
 ) -> Check:
     if explanation.exact:
-        difference = largest_difference(trace.y, expected)
-        bound = 0.0
+        difference, bound = largest_difference(trace.y, expected), 0.0
         text = "the last step has the bits of the layer's output (by the reference backend)"
     else:
         wide = _in_float64(after, x)
@@ -268,7 +265,7 @@ def _check_backward(
 def _layers_own_backward(
     before: nn.Module, x: Tensor, residual: Tensor | None, gradient: Tensor
 ) -> dict[str, Tensor]:
-    layer = with_our_arithmetic(_in_float64(before, x.detach()))
+    layer: Any = with_our_arithmetic(_in_float64(before, x.detach()))
     if hasattr(layer, "inplace"):
         layer.inplace = False
     operands: dict[str, Tensor] = {"x": x.detach().clone().requires_grad_()}
@@ -276,9 +273,7 @@ def _layers_own_backward(
     if residual is not None:
         operands["residual"] = residual.to(x.dtype).requires_grad_()
         more["residual"] = operands["residual"]
-    operands |= {
-        name: values for name, values in layer.named_parameters() if values.requires_grad
-    }
+    operands |= {name: values for name, values in layer.named_parameters() if values.requires_grad}
     with torch.enable_grad(), use_backend("reference"):
         y = layer(operands["x"], **more)
         gradients = torch.autograd.grad(
@@ -313,4 +308,3 @@ def _more_notes(
             f"to within {difference:.1g}."
         )
     return notes
-

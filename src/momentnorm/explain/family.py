@@ -22,7 +22,8 @@ from ..pool import BATCH, INSTANCE, Policy, Pool
 from . import views
 from .explanation import Explanation
 from .others import Contrast, LocalResponse, Split
-from .planes import Planes, Update
+from .planes import Planes
+from .running import Update
 from .statistics import Gated, Given, MeanSquare, Mixed, Pooled, Statistics
 from .trace import ExplainError
 
@@ -248,7 +249,9 @@ def _switchable_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanat
         name: getattr(layer, name).detach().to(dtype, copy=True).requires_grad_()
         for name in ("mean_weight", "var_weight")
     }
-    policy = relatives._Mixture(size, *parameters.values(), layer.using_bn, given)
+    policy = relatives._Mixture(
+        size, parameters["mean_weight"], parameters["var_weight"], layer.using_bn, given
+    )
 
     def moments_of(kind: str, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         if kind == "in":
@@ -341,7 +344,7 @@ def _contrast_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanatio
 @explains(relatives.IBN)
 def _ibn(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     first = layer.instance_channels
-    sizes = first, layer.num_features - first
+    sizes = [first, layer.num_features - first]
     parts = torch.split(x, sizes, 1)
     return Split(
         x,

@@ -55,7 +55,8 @@ def page(trace: Trace, precision: int) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name}, step by step</title>"
         "<style>:root { color-scheme: light dark; } "
-        "body { font-family: system-ui, sans-serif; max-width: 1100px; margin: 24px auto; padding: 0 16px; }</style></head>"
+        "body { font-family: system-ui, sans-serif; max-width: 1100px; margin: 24px auto; "
+        "padding: 0 16px; }</style></head>"
         f"<body><h1>{name}, step by step</h1>{fragment(trace, precision)}</body></html>\n"
     )
 

@@ -141,7 +141,9 @@ def layout(step: Step, precision: int) -> Layout:
         if step.letters:
             lines = [[letter(int(value)) for value in row] for row in cells[place]]
         else:
-            lines = [[_written(value, decimals, precision) for value in row] for row in cells[place]]
+            lines = [
+                [_written(value, decimals, precision) for value in row] for row in cells[place]
+            ]
         if columns < width:
             lines = [[*line, "…"] for line in lines]
         if rows < height:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,22 @@ import momentnorm
 from .trace import ExplainError
 
 
-def _dimensional(family: str, x: Tensor, *, vectors: bool) -> Callable[..., nn.Module]:
+def _made(kind: Callable[..., nn.Module], *arguments: Any, **options: Any) -> nn.Module:
+    """A layer of this class; what it does not take is said with what it does."""
+    takes = [name for name in inspect.signature(kind).parameters if name not in _NOT_OPTIONS]
+    for name in options:
+        if name not in takes:
+            raise ExplainError(
+                f"{kind.__name__} takes no {name!r}: it takes {', '.join(takes) or 'no options'}"
+            )
+    return kind(*arguments, **options)
+
+
+#: Arguments that follow from the input, or do not change what is computed.
+_NOT_OPTIONS = ("num_features", "num_channels", "device", "dtype", "args", "kwargs", "self")
+
+
+def _dimensional(family: str, x: Tensor, *, vectors: bool = False) -> Callable[..., nn.Module]:
     """The class of a family for so many spatial dimensions."""
     spatial = x.dim() - 2
     if spatial == 0 and vectors:
@@ -30,11 +46,11 @@ def _dimensional(family: str, x: Tensor, *, vectors: bool) -> Callable[..., nn.M
 
 
 def _instance(x: Tensor, **options: Any) -> nn.Module:
-    return _dimensional("InstanceNorm", x, vectors=False)(x.shape[1], **options)
+    return _made(_dimensional("InstanceNorm", x), x.shape[1], **options)
 
 
 def _batch(x: Tensor, **options: Any) -> nn.Module:
-    return _dimensional("BatchNorm", x, vectors=True)(x.shape[1], **options)
+    return _made(_dimensional("BatchNorm", x, vectors=True), x.shape[1], **options)
 
 
 def _group(x: Tensor, num_groups: int = 2, **options: Any) -> nn.Module:
@@ -45,37 +61,37 @@ def _group(x: Tensor, num_groups: int = 2, **options: Any) -> nn.Module:
             f"{num_groups} groups do not divide {channels} channels: choose one of "
             f"{', '.join(divisors)}"
         )
-    return momentnorm.GroupNorm(num_groups, channels, **options)
+    return _made(momentnorm.GroupNorm, num_groups, channels, **options)
 
 
 def _layer(x: Tensor, **options: Any) -> nn.Module:
-    return momentnorm.LayerNorm(**{"normalized_shape": x.shape[1:], **options})
+    return _made(momentnorm.LayerNorm, **{"normalized_shape": x.shape[1:], **options})
 
 
 def _rms(x: Tensor, **options: Any) -> nn.Module:
-    return momentnorm.RMSNorm(**{"normalized_shape": x.shape[1:], **options})
+    return _made(momentnorm.RMSNorm, **{"normalized_shape": x.shape[1:], **options})
 
 
 def _local_response(x: Tensor, size: int = 5, **options: Any) -> nn.Module:
-    return momentnorm.LocalResponseNorm(size, **options)
+    return _made(momentnorm.LocalResponseNorm, size, **options)
 
 
 def _switchable(x: Tensor, **options: Any) -> nn.Module:
     if x.dim() == 2:
-        return momentnorm.SwitchableNorm1d(x.shape[1], **options)
-    return _dimensional("SwitchableNorm", x, vectors=False)(x.shape[1], **options)
+        return _made(momentnorm.SwitchableNorm1d, x.shape[1], **options)
+    return _made(_dimensional("SwitchableNorm", x), x.shape[1], **options)
 
 
 def _batch_instance(x: Tensor, **options: Any) -> nn.Module:
-    return momentnorm.BatchInstanceNorm2d(x.shape[1], **options)
+    return _made(momentnorm.BatchInstanceNorm2d, x.shape[1], **options)
 
 
 def _ibn(x: Tensor, **options: Any) -> nn.Module:
-    return momentnorm.IBN(x.shape[1], **options)
+    return _made(momentnorm.IBN, x.shape[1], **options)
 
 
 def _contrast(x: Tensor, **options: Any) -> nn.Module:
-    return momentnorm.ContrastNorm2d(**options)
+    return _made(momentnorm.ContrastNorm2d, **options)
 
 
 _MAKERS: dict[str, Callable[..., nn.Module]] = {

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .explanation import Explanation
-from .planes import _of_first
+from .planes import of_first
 from .statistics import sum_of
 from .trace import BACKWARD, INPUT, OUTPUT, PARTS, STATISTICS, Steps, Worked
 from .views import axes_of
@@ -51,7 +51,7 @@ class Contrast(Explanation):
             axes,
             "divided = x / divisor",
             r"\frac{x}{s}",
-            worked=_of_first("{} / {} = {}", x, divisor, y),
+            worked=of_first("{} / {} = {}", x, divisor, y),
         )
         _rounded(steps, y, self.x)
         return y
@@ -85,7 +85,7 @@ class Contrast(Explanation):
             "dx = a * gradient + c",
             r"\partial L / \partial x = a g + c",
             unit="1/x",
-            worked=_of_first("{} * {} + {} = {}", a, gradient, c, dx),
+            worked=of_first("{} * {} + {} = {}", a, gradient, c, dx),
         )
         return {"x": dx}
 
@@ -134,7 +134,7 @@ class LocalResponse(Explanation):
             f"divisor = (k + alpha / size * window)^beta; k = {self.k:g}, alpha = {self.alpha:g}, "
             f"size = {self.size}, beta = {self.beta:g}",
             r"d = \left(k + \frac{\alpha}{n} w\right)^{\beta}",
-            worked=_of_first(
+            worked=of_first(
                 f"({self.k:g} + {self.alpha:g} / {self.size} * {{}})^{self.beta:g} = {{}}",
                 squares,
                 divisor,
@@ -148,7 +148,7 @@ class LocalResponse(Explanation):
             axes,
             "divided = x / divisor",
             r"\frac{x}{d}",
-            worked=_of_first("{} / {} = {}", x, divisor, y),
+            worked=of_first("{} / {} = {}", x, divisor, y),
         )
         _rounded(steps, y, self.x)
         return y

@@ -78,9 +78,7 @@ def to_dict(trace: Trace) -> dict[str, Any]:
             }
             for step in trace.steps
         ],
-        "checks": [
-            {"text": check.text, "difference": check.difference} for check in trace.checks
-        ],
+        "checks": [{"text": check.text, "difference": check.difference} for check in trace.checks],
     }
 
 

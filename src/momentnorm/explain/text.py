@@ -87,9 +87,7 @@ def _drawn(table: Table) -> list[Line]:
     """A table as lines of one length, its title first."""
     heads = max((len(head) for head in table.row_heads), default=0)
     cells = [table.columns, *table.rows] if table.columns else table.rows
-    widths = [
-        max(len(row[i]) for row in cells if i < len(row)) for i in range(len(table.rows[0]))
-    ]
+    widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(table.rows[0]))]
     drawn: list[Line] = [(table.title, "head")] if table.title else []
 
     def line(head: str, row: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""How a layer sees its input as a grid of planes, (N, C, *S), and how a value is shown as it came."""
+"""How a layer sees its input as a grid of planes, (N, C, *S), and back."""
 
 from __future__ import annotations
 
