@@ -238,7 +238,8 @@ def _check_backward(
         return
     by_graph = explanation.autograd(x, gradient)
     by_layer = _layers_own_backward(before, x, residual, gradient)
-    coefficients = [step.values for step in trace.part(BACKWARD) if step.name.endswith("a")]
+    backward = trace.part(BACKWARD)
+    coefficients = [step.values for step in backward if step.name.split(".")[-1] == "a"]
     reach = max([1.0, *map(_largest, coefficients)])
     for source, theirs in (
         ("autograd through the steps of the forward", by_graph),

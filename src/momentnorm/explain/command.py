@@ -178,8 +178,11 @@ def _value(name: str, text: str) -> Any:
 
 
 def _print(trace: Trace, precision: int) -> None:
-    width = shutil.get_terminal_size((96, 24)).columns
-    if sys.stdout.isatty() and has("rich"):
+    if not sys.stdout.isatty():  # the same text wherever it goes
+        print(trace.text(precision=precision), end="")
+        return
+    width = shutil.get_terminal_size().columns
+    if has("rich"):
         from rich.console import Console
 
         from .text import rich_lines

@@ -64,7 +64,7 @@ def animate(found: Study, path: Path) -> None:
         limits = {measure: _limits(found, measure) for measure in MEASURES}
         for step in range(found.steps + 1):
             with io.BytesIO() as file:
-                _frame(found, step, limits).savefig(file, dpi=80, format="png")
+                _frame(found, step, limits).savefig(file, dpi=64, format="png")
                 frame = Image.open(file).convert("RGB")
             frames.append(frame.quantize(64, method=Image.Quantize.MEDIANCUT))
     pause = [250] * found.steps + [3000]

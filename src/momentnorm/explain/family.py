@@ -21,10 +21,11 @@ from ..backends.reference import statistics_dtype
 from ..pool import BATCH, INSTANCE, Policy, Pool
 from . import views
 from .explanation import Explanation
+from .mixtures import Gated, Mixed
 from .others import Contrast, LocalResponse, Split
 from .planes import Planes
 from .running import Update
-from .statistics import Gated, Given, MeanSquare, Mixed, Pooled, Statistics
+from .statistics import Given, MeanSquare, Pooled, Statistics
 from .trace import ExplainError
 
 #: From a layer, its input and the residual, if any, to what the layer does with them.
@@ -305,7 +306,10 @@ def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
     if not layer.training and layer.running_mean is not None:
         running = _running(layer, x)
         given = running.mean, running.var
-    gate = layer.gate.detach().clamp(0, 1).to(statistics_dtype(x), copy=True).requires_grad_()
+    gate = layer.gate.detach().to(statistics_dtype(x), copy=True)
+    if layer.training:
+        gate.clamp_(0, 1)  # as the layer does first
+    gate.requires_grad_()
 
     def of_batch(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return BATCH(mean, var) if given is None else given
@@ -323,10 +327,13 @@ def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
             "the batch's mean of each channel",
             "the batch's unbiased variance of each channel, n / (n - 1) * var of n elements",
         )
-    policy = relatives._Gated(gate, layer.eps, given)
+
+    def policy(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        return relatives._Gated(gate.clamp(0, 1), layer.eps, given)(mean, var)
+
     found = Planes(
         x,
-        Gated(policy, of_batch, given is not None, gate, layer.eps, {"gate": gate}),
+        Gated(policy, of_batch, given is not None, layer.eps, {"gate": gate}),
         weight=layer.weight,
         bias=layer.bias,
         eps=0.0,

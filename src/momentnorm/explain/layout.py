@@ -16,6 +16,9 @@ WHOLE = (8, 8, 8)
 #: Of any other step, so much is shown, and a summary.
 CLIPPED = (2, 5, 6)
 
+#: Half a rounding of float32: what 0.3 may be off by where it is one.
+_FLOAT32 = 6e-8
+
 _WORDS = {"N": "sample", "C": "channel", "D": "slice"}
 
 _UNITS = {
@@ -61,7 +64,7 @@ def _decimals(values: list[float], precision: int) -> int | None:
     if sizes and (max(sizes) >= 1e7 or max(sizes) < 10.0**-precision):
         return None
     for decimals in range(precision):
-        if all(abs(size - round(size, decimals)) <= 1e-12 * size for size in sizes):
+        if all(abs(size - round(size, decimals)) <= _FLOAT32 * size for size in sizes):
             return decimals
     return precision
 

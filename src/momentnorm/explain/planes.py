@@ -6,7 +6,7 @@ has the bits of the layer's output.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .trace import INPUT, OUTPUT, STATISTICS, Steps, Worked
 from .views import View, feature_map
 
 if TYPE_CHECKING:
-    pass
+    from .running import Update
 
 
 class Planes(Explanation):

@@ -32,7 +32,7 @@ class Update:
     def record(self, steps: Steps, mean: Tensor, var: Tensor) -> None:
         """Before, the batch's, and after, which equals what the layer would have written."""
         batch = self.batch(mean, var).reshape(self.before.shape)
-        axes = ("C",) if self.before.dim() == 1 else ("1", "C", "1")
+        axes = ("C",) if self.before.dim() == 1 else ("1", "C", "1")[: self.before.dim()]
         unit = "x" if self.name == "running_mean" else "x^2"
         if self.share is None:
             after = self.before.clone().add_(batch)

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from ..pool import INSTANCE, Policy, Pool
+from ..pool import INSTANCE, Pool
 from .trace import STATISTICS, Steps, Worked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from .views import View
 
 
@@ -77,7 +75,7 @@ def sum_of(values: list[float], form: str = "{}") -> tuple[str, list[float]]:
     return " + ".join([form] * 3 + ["...", form]), [*values[:3], values[-1]]
 
 
-def _first_of(values: Tensor) -> float:
+def first_of(values: Tensor) -> float:
     return float(values.detach().flatten()[0])
 
 
@@ -119,10 +117,10 @@ def record_plane_moments(
     if values:
         text, numbers = sum_of(values)
         count = len(values)
-        centre = _first_of(mean)
+        centre = first_of(mean)
         worked_mean = Worked(f"({text}) / {count} = {{}}", (*numbers, centre))
         text, numbers = sum_of([value - centre for value in values], "({})^2")
-        worked_var = Worked(f"({text}) / {count} = {{}}", (*numbers, _first_of(var)))
+        worked_var = Worked(f"({text}) / {count} = {{}}", (*numbers, first_of(var)))
     steps.add(
         STATISTICS,
         names[0],
@@ -158,7 +156,7 @@ def record_pooled(
     pooled_mean, pooled_var = pool(mean, var)
     first = (pool_numbers(pool, *mean.shape) == 0).to(mean.device)
     means, variances = mean.detach()[first].tolist(), var.detach()[first].tolist()
-    centre, count = _first_of(pooled_mean), len(means)
+    centre, count = first_of(pooled_mean), len(means)
     text, numbers = sum_of(means)
     steps.add(
         STATISTICS,
@@ -182,7 +180,7 @@ def record_pooled(
         unit="x^2",
         worked=Worked(
             f"({text}) / {count} + ({spread}) / {count} = {{}}",
-            (*numbers, *offsets, _first_of(pooled_var)),
+            (*numbers, *offsets, first_of(pooled_var)),
         ),
     )
     return pooled_mean, pooled_var
@@ -247,177 +245,6 @@ class MeanSquare:
             r"\overline{x^2} = \frac{1}{m} \sum_{i} x_{i}^2",
             unit="x^2",
             worked=Worked(
-                f"({text}) / {len(steps.first_plane)} = {{}}", (*numbers, _first_of(square))
-            ),
-        )
-
-
-@dataclass(eq=False)
-class Mixed:
-    """Switchable Normalization: learned proportions of the plane's, sample's and batch's moments.
-
-    Args:
-        policy: the layer's own, of the leaves in ``parameters``.
-        kinds: of "in" (plane), "ln" (sample) and "bn" (batch), those that the layer mixes.
-        moments_of: of a kind, from the moments of the planes.
-        running: whether the batch's are the running ones.
-        unbiased: whether the variance of a plane is, rather than that of the pool.
-        parameters: ``mean_weight`` and ``var_weight``.
-    """
-
-    policy: Policy
-    kinds: tuple[str, ...]
-    moments_of: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
-    running: bool
-    unbiased: bool
-    parameters: dict[str, Tensor]
-    of_input = True
-    as_it_is = False
-    centres = True
-
-    _POOLS = {"in": INSTANCE, "ln": Pool(1, None), "bn": Pool(None, 1)}  # noqa: RUF012
-
-    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy(mean, var)
-
-    def record(self, steps: Steps, view: View, mean: Tensor, var: Tensor) -> None:
-        record_plane_moments(steps, view, mean, var)
-        what = {"in": "the plane", "ln": "all channels of the sample", "bn": "the whole batch"}
-        for kind in self.kinds:
-            given = self.running and kind == "bn"
-            if not given:
-                record_pools(steps, view, self._POOLS[kind], mean, f"{kind}_pools")
-            source = "running_{}" if given else f"the {{}} over {what[kind]}"
-            for name, letter, unit, values in zip(
-                ("mean", "var"),
-                (r"\mu", r"\sigma^2"),
-                ("x", "x^2"),
-                self.moments_of(kind, mean, var),
-                strict=True,
-            ):
-                note = ""
-                if name == "var" and not given:
-                    note = "Planes have their unbiased variance here, divided by m - 1."
-                    if not self.unbiased:
-                        note = "It is the unbiased one, divided by the number of elements less 1."
-                steps.add(
-                    STATISTICS,
-                    f"{kind}_{name}",
-                    view.grid(values.expand(mean.shape)),
-                    view.grid_axes,
-                    f"{kind}_{name} = {source.format(name)}",
-                    rf"{letter}_\mathrm{{{kind}}}",
-                    unit=unit,
-                    note=note,
-                )
-        mixed = dict(zip(("mean", "var"), self(mean, var), strict=True))
-        for name, letter in (("mean", r"\mu"), ("var", r"\sigma^2")):
-            weight = self.parameters[f"{name}_weight"]
-            shares = weight.softmax(0)
-            exponents = weight.detach().tolist()
-            total = " + ".join(["exp({})"] * len(exponents))
-            steps.add(
-                STATISTICS,
-                f"{name}_shares",
-                shares,
-                ("/".join(self.kinds),),
-                f"{name}_shares = softmax({name}_weight), of {', '.join(self.kinds)}",
-                r"w_k = \frac{e^{\lambda_k}}{\sum_j e^{\lambda_j}}",
-                worked=Worked(
-                    f"exp({{}}) / ({total}) = {{}}", (exponents[0], *exponents, _first_of(shares))
-                ),
-            )
-            parts = [
-                _first_of(self.moments_of(kind, mean, var)[name == "var"]) for kind in self.kinds
-            ]
-            numbers = [n for pair in zip(shares.tolist(), parts, strict=True) for n in pair]
-            steps.add(
-                STATISTICS,
-                name,
-                view.grid(mixed[name].expand(mean.shape)),
-                view.grid_axes,
-                f"{name} = " + " + ".join(f"share * {kind}_{name}" for kind in self.kinds),
-                rf"{letter} = \sum_k w_k {letter}_k",
-                unit="x" if name == "mean" else "x^2",
-                worked=Worked(
-                    " + ".join(["{} * {}"] * len(parts)) + " = {}",
-                    (*numbers, _first_of(mixed[name])),
-                ),
-            )
-
-
-@dataclass(eq=False)
-class Gated:
-    """Batch-Instance Normalization: per channel, a gate's share of batch, the rest of instance.
-
-    Args:
-        policy: the layer's own; the variance that it returns has eps inside.
-        batch: the batch's moments, or the running ones, from those of the planes.
-        gate: (C,), in [0, 1].
-    """
-
-    policy: Policy
-    batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    running: bool
-    gate: Tensor
-    eps: float
-    parameters: dict[str, Tensor]
-    of_input = True
-    as_it_is = False
-    centres = True
-
-    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy(mean, var)
-
-    def record(self, steps: Steps, view: View, mean: Tensor, var: Tensor) -> None:
-        record_pools(steps, view, INSTANCE, mean, "in_pools")
-        record_plane_moments(steps, view, mean, var, ("in_mean", "in_var"))
-        batch_mean, batch_var = self.batch(mean, var)
-        if self.running:
-            for name, values, unit in (("mean", batch_mean, "x"), ("var", batch_var, "x^2")):
-                steps.add(
-                    STATISTICS,
-                    f"bn_{name}",
-                    view.grid(values.expand(mean.shape)),
-                    view.grid_axes,
-                    f"bn_{name} = running_{name}",
-                    r"\mu_B" if name == "mean" else r"\sigma_B^2",
-                    unit=unit,
-                )
-        else:
-            record_pools(steps, view, Pool(None, 1), mean, "bn_pools")
-            record_pooled(
-                steps, view, Pool(None, 1), mean, var, ("bn_mean", "bn_var"), ("in_mean", "in_var")
-            )
-        pooled_mean, pooled_var = self(mean, var)
-        gate = _first_of(self.gate)
-        steps.add(
-            STATISTICS,
-            "mean",
-            view.grid(pooled_mean.expand(mean.shape)),
-            view.grid_axes,
-            "mean = in_mean + (bn_mean - in_mean) * gate * s_b / s, the zero of the mixed line",
-            r"\mu = \frac{\rho s_B \mu_B + (1 - \rho) s_I \mu_I}{s}",
-            unit="x",
-            note="Both normalizations are lines in x, so their mixture is one line too.",
-        )
-        steps.add(
-            STATISTICS,
-            "var",
-            view.grid(pooled_var.expand(mean.shape)),
-            view.grid_axes,
-            "var = 1 / s^2, s = gate * s_b + (1 - gate) * s_i, s_. = 1 / sqrt(var_. + eps)",
-            r"\sigma^2 = s^{-2}, \quad s = \rho s_B + (1 - \rho) s_I",
-            unit="x^2",
-            note="eps is inside already.",
-            worked=Worked(
-                "1 / ({} * {} + {} * {})^2 = {}",
-                (
-                    gate,
-                    _first_of(torch.rsqrt(batch_var + self.eps)),
-                    1 - gate,
-                    _first_of(torch.rsqrt(var + self.eps)),
-                    _first_of(pooled_var),
-                ),
+                f"({text}) / {len(steps.first_plane)} = {{}}", (*numbers, first_of(square))
             ),
         )

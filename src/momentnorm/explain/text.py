@@ -71,7 +71,7 @@ def _wrapped(
 
 
 def _step(step: Step, precision: int, width: int) -> Iterator[Line]:
-    yield f"{step.name}   {heading(step)}", "name"
+    yield from _wrapped(f"{step.name}   {heading(step)}", "name", width, "", "  ")
     yield from _wrapped(step.formula, "formula", width, "  ")
     if step.worked is not None:
         yield from _wrapped(worked(step.worked, precision), "worked", width, "  first: ")
