@@ -194,7 +194,7 @@ def _check_output(
         theirs = _call(wide, x.to(statistics_dtype(x)), residual)
         difference = largest_difference(y.detach(), theirs)
         bound = _FLOAT64 * max(1.0, _largest(theirs))
-        text = "the last step is the output of torch's own layer in float64"
+        text = "the last step is the output of torch's own layer, to the rounding of float64"
     if difference > bound:
         raise TraceMismatchError(
             f"the steps do not lead to the output of {trace.layer}: they differ by up to "
@@ -212,7 +212,8 @@ def _check_buffers(trace: Trace, before: nn.Module, after: nn.Module) -> list[Ch
     for name, old in before.named_buffers():
         if name.endswith("num_batches_tracked"):
             continue
-        difference = largest_difference(recorded.get(name, old), moved[name])
+        expected = recorded.get(name, old).reshape(old.shape)
+        difference = largest_difference(expected, moved[name])
         if difference:
             raise TraceMismatchError(
                 f"{name} of {trace.layer} moves otherwise than the steps say, by up to "
@@ -260,7 +261,7 @@ def _check_backward(
                 )
             worst = max(worst, difference)
         names = ", ".join(f"d{name}" for name in found if name in theirs)
-        trace.checks.append(Check(f"{names}: as by {source}", worst))
+        trace.checks.append(Check(f"{names}: as by {source}, to its rounding", worst))
 
 
 def _layers_own_backward(

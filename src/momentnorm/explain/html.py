@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from .layout import Table, heading, layout, outcome, worked
+from .layout import Table, heading, layout, worked
 from .trace import Step, Trace
 
 #: Everything takes the colours of the page around it, so that it is read on light and dark.
@@ -39,7 +39,7 @@ def fragment(trace: Trace, precision: int = 4) -> str:
             rows.append(f'<tr><th class="part" colspan="3" scope="colgroup">{part}</th></tr>')
         rows.append(_row(step, precision))
     notes = "".join(f"<p>Note: {escape(note)}</p>" for note in trace.notes)
-    checks = "".join(f"<li>{escape(outcome(check))}</li>" for check in trace.checks)
+    checks = "".join(f"<li>{escape(check.text)}</li>" for check in trace.checks)
     return (
         f'<div class="momentnorm-trace"><style>{_STYLE}</style>'
         f"<p><code>{escape(trace.layer)}</code><br>{escape(trace.summary)}</p>{notes}"

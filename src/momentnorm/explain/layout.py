@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .trace import Check, Step, Worked, count_not_finite, finite_range
+from .trace import Step, Worked, count_not_finite, finite_range
 
 #: A step within these is shown whole: so many tables, rows and columns.
 WHOLE = (8, 8, 8)
@@ -100,13 +100,6 @@ def heading(step: Step) -> str:
     else:
         text = "one number"
     return f"{text}, {_UNITS[step.unit]}" if step.unit else text
-
-
-def outcome(check: Check) -> str:
-    """What a check found, in words."""
-    if check.difference == 0.0:
-        return check.text
-    return f"{check.text}, to within {check.difference:.1e}"
 
 
 def _headings(axis: str, size: int) -> list[str]:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from .explanation import Explanation
-from .planes import of_first
 from .statistics import sum_of
-from .trace import BACKWARD, INPUT, OUTPUT, PARTS, STATISTICS, Steps, Worked
+from .trace import BACKWARD, INPUT, OUTPUT, PARTS, STATISTICS, Steps, Worked, of_first
 from .views import axes_of
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backends import reference
 from .explanation import Explanation
 from .statistics import Statistics
-from .trace import INPUT, OUTPUT, STATISTICS, Steps, Worked
+from .trace import INPUT, OUTPUT, STATISTICS, Steps, of_first
 from .views import View, feature_map
 
 if TYPE_CHECKING:
@@ -238,10 +238,3 @@ class Planes(Explanation):
                 worked=of_first(f"{name}({{}}) = {{}}", before, values),
             )
         return values
-
-
-def of_first(text: str, *values: Tensor) -> Worked | None:
-    """The text with the first element of each, where there is one."""
-    if not all(one.numel() for one in values):
-        return None
-    return Worked(text, tuple(float(one.detach().flatten()[0]) for one in values))

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
-from .planes import of_first
 from .statistics import sum_of
-from .trace import BACKWARD, Steps, Worked
+from .trace import BACKWARD, Steps, Worked, of_first
 
 if TYPE_CHECKING:
     from .planes import Planes
@@ -83,7 +82,7 @@ def backward(of: Planes, steps: Steps, x: Tensor, gradient: Tensor) -> dict[str,
         BACKWARD,
         "sum_g",
         sums,
-        f"sum_g = sum({named}) of each plane",
+        f"sum_g = sum({named}) of each {of.view.of}",
         r"\sum_i g_i",
         worked=_sum_of_first(g, sums),
     )
@@ -92,7 +91,8 @@ def backward(of: Planes, steps: Steps, x: Tensor, gradient: Tensor) -> dict[str,
         BACKWARD,
         "sum_g_centred",
         weighted_sums,
-        f"sum_g_centred = sum({named} * centred) of each plane",
+        f"sum_g_centred = sum({named} * {'centred' if of.statistics.centres else 'x'}) of each "
+        + of.view.of,
         r"\sum_i g_i (x_i - \mu)",
         unit="x",
         worked=_sum_of_products(g, centred, weighted_sums),
@@ -246,7 +246,9 @@ def _record_dx(
         f"dx = a * g + b * (x - {its_mean}) + c" if of_input else "dx = a * g",
         r"\partial L / \partial x = a g + b (x - \mu_p) + c",
         unit="1/x",
-        worked=of_first("{} * {} + {} * {} + {} = {}", a, g, b, from_mean, c, dx),
+        worked=of_first("{} * {} + {} * {} + {} = {}", a, g, b, from_mean, c, dx)
+        if of_input
+        else of_first("{} * {} = {}", a, g, dx),
     )
     for (name, parameter), values in zip(of.statistics.parameters.items(), dlearned, strict=False):
         found[name] = values

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .trace import RUNNING, Steps, Worked
+from .trace import RUNNING, Steps, of_first
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,43 +31,28 @@ class Update:
 
     def record(self, steps: Steps, mean: Tensor, var: Tensor) -> None:
         """Before, the batch's, and after, which equals what the layer would have written."""
-        batch = self.batch(mean, var).reshape(self.before.shape)
-        axes = ("C",) if self.before.dim() == 1 else ("1", "C", "1")[: self.before.dim()]
+        before, batch = self.before.flatten(), self.batch(mean, var).flatten()
         unit = "x" if self.name == "running_mean" else "x^2"
         if self.share is None:
-            after = self.before.clone().add_(batch)
+            after = before.clone().add_(batch)
             rule = f"{self.name} + {self.name}_of_batch: a sum over all batches"
             latex = r"r \leftarrow r + b"
-            worked = "{} + {} = {}"
-            numbers: tuple[float, ...] = ()
+            worked = of_first("{} + {} = {}", before, batch, after)
         else:
-            moved = torch.lerp(self.before.to(batch.dtype), batch, self.share)
-            after = moved.to(self.before.dtype)
+            after = torch.lerp(before.to(batch.dtype), batch, self.share).to(before.dtype)
             rule = f"(1 - momentum) * {self.name} + momentum * {self.name}_of_batch"
             latex = r"r \leftarrow (1 - m)\, r + m\, b"
-            worked = "(1 - {}) * {} + {} * {} = {}"
-            numbers = (self.share,)
-        if self.before.numel():
-            old, new = float(self.before.flatten()[0]), float(batch.flatten()[0])
-            ends = (new, float(after.flatten()[0]))
-            numbers = (*numbers, old, *numbers, *ends)
-        steps.add(
-            RUNNING,
-            f"{self.name}_before",
-            self.before,
-            axes,
-            "the buffer as it is; explaining does not change it",
-            "r",
-            unit=unit,
-        )
-        steps.add(RUNNING, f"{self.name}_of_batch", batch, axes, self.rule, "b", unit=unit)
-        steps.add(
-            RUNNING,
-            self.name,
-            after,
-            axes,
-            f"{self.name} after = {rule}",
-            latex,
-            unit=unit,
-            worked=Worked(worked, numbers) if self.before.numel() else None,
-        )
+            share = torch.tensor(self.share, dtype=torch.float64)
+            worked = of_first("(1 - {}) * {} + {} * {} = {}", share, before, share, batch, after)
+        for name, values, formula, letter, example in (
+            (
+                f"{self.name}_before",
+                before,
+                "the buffer as it is; explaining does not change it",
+                "r",
+                None,
+            ),
+            (f"{self.name}_of_batch", batch, self.rule, "b", None),
+            (self.name, after, f"{self.name} after = {rule}", latex, worked),
+        ):
+            steps.add(RUNNING, name, values, ("C",), formula, letter, unit=unit, worked=example)

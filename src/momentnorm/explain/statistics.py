@@ -62,7 +62,7 @@ def record_pools(steps: Steps, view: View, pool: Pool, mean: Tensor, name: str =
         name,
         view.grid(numbers),
         view.grid_axes,
-        "planes with the same letter share their mean and variance",
+        f"{view.of}s with the same letter share their statistics",
         r"\mathcal{P}(n, c)",
         letters=True,
     )
@@ -126,7 +126,7 @@ def record_plane_moments(
         names[0],
         view.grid(mean),
         view.grid_axes,
-        f"{names[0]} = sum(x) / m, over the m elements of a plane",
+        f"{names[0]} = sum(x) / m, over the m elements of a {view.of}",
         r"\mu = \frac{1}{m} \sum_{i} x_{i}",
         unit="x",
         worked=worked_mean,
@@ -241,7 +241,7 @@ class MeanSquare:
             "mean_square",
             view.grid(square),
             view.grid_axes,
-            "mean_square = sum(x^2) / m, over the m elements of a row: no mean is subtracted",
+            f"mean_square = sum(x^2) / m, over the m elements of a {view.of}",
             r"\overline{x^2} = \frac{1}{m} \sum_{i} x_{i}^2",
             unit="x^2",
             worked=Worked(

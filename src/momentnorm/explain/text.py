@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from .layout import Table, heading, layout, outcome, worked
+from .layout import Table, heading, layout, worked
 from .trace import Step, Trace
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def lines(trace: Trace, precision: int, width: int) -> Iterator[Line]:
     yield "── Checked ".ljust(width, "─"), "part"
     yield "", ""
     for check in trace.checks:
-        yield from _wrapped(outcome(check), "check", width, "  ok  ", "      ")
+        yield from _wrapped(check.text, "check", width, "  ok  ", "      ")
 
 
 def _wrapped(
@@ -137,5 +137,5 @@ def markdown(trace: Trace, precision: int) -> str:
             for note in filter(None, (step.note, shown.omitted)):
                 found += [note, ""]
     found += ["## Checked", ""]
-    found += [f"- {outcome(check)}" for check in trace.checks]
+    found += [f"- {check.text}" for check in trace.checks]
     return "\n".join(found) + "\n"

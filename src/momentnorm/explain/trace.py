@@ -44,6 +44,13 @@ class Worked:
     numbers: tuple[float, ...]
 
 
+def of_first(text: str, *values: Tensor) -> Worked | None:
+    """The text with the first element of each, where there is one."""
+    if not all(one.numel() for one in values):
+        return None
+    return Worked(text, tuple(float(one.detach().flatten()[0]) for one in values))
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """One named value on the way from the input to the output, or back.
@@ -79,7 +86,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Check:
-    """Something that was compared, with the outcome; a trace with a failed check is not returned.
+    """Something that was compared, and agreed: a trace with a failed check is not returned.
 
     ``difference`` is the largest one found; 0.0 stands for the same bits.
     """

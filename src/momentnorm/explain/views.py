@@ -34,6 +34,7 @@ class View:
         axes: the names of the input's axes.
         grid_axes: those of what ``grid`` returns.
         note: one sentence for the reader, where this is more than the input itself.
+        of: what shares its statistics with itself alone: a plane, or a row.
     """
 
     planes: Callable[[Tensor], Tensor]
@@ -42,6 +43,7 @@ class View:
     axes: tuple[str, ...]
     grid_axes: tuple[str, ...]
     note: str = ""
+    of: str = "plane"
 
 
 def _same(values: Tensor) -> Tensor:
@@ -99,4 +101,5 @@ def rows(x: Tensor, dimensions: int) -> View:
         lambda values: values.reshape(leading),
         axes,
         axes[: len(leading)],
+        of="row",
     )
