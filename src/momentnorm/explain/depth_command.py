@@ -28,11 +28,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--norms", metavar="NAME,...", help=f"default {','.join(NORMS)}")
     for name, default, what in (
-        ("depth", 20, "layers"),
+        ("depth", 16, "layers"),
         ("channels", 8, "channels of each layer"),
         ("size", 12, "pixels of an image's side"),
         ("batch", 16, "images"),
-        ("steps", 24, "steps of training"),
+        ("steps", 16, "steps of training"),
         ("seed", 0, "of the images and of the first weights"),
     ):
         parser.add_argument(
