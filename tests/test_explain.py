@@ -279,6 +279,14 @@ def test_empty_batches():
         assert "there are no values" in str(trace)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_where_nothing_is_recorded(mode):
+    with mode():
+        x = torch.randn(2, 3, 4, 5)
+        trace = explain(momentnorm.SwitchableNorm2d(3), x, gradient="one")
+    assert trace["dmean_weight"].shape == (3,)
+
+
 def test_channels_last():
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     layer = momentnorm.BatchNorm2d(3)

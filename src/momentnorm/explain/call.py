@@ -29,6 +29,7 @@ from .trace import (
 _FLOAT64 = 1e-9
 
 
+@torch.inference_mode(False)
 def explain(
     layer: nn.Module | str,
     x: Tensor | Any,
@@ -100,6 +101,7 @@ def explain(
     trace.checks += _check_buffers(trace, before, after)
     trace.notes += _more_notes(trace, before, after, x, residual)
 
+    @torch.inference_mode(False)
     def continue_backward(given: Tensor | str) -> Trace:
         arriving = _as_gradient(given, expected)
         back = Steps()

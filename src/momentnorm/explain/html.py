@@ -64,7 +64,7 @@ def page(trace: Trace, precision: int) -> str:
 def _row(step: Step, precision: int) -> str:
     shown = layout(step, precision)
     tables = "".join(_table(table) for table in shown.tables)
-    formula = f"<code>{escape(step.formula)}</code>"
+    formula = f'<code title="{escape(step.latex)}">{escape(step.formula)}</code>'
     if step.worked is not None:
         formula += f'<br><span class="small">first: {escape(worked(step.worked, precision))}</span>'
     if step.note:

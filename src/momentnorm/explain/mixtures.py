@@ -49,7 +49,7 @@ class Mixed:
             given = self.running and kind == "bn"
             if not given:
                 record_pools(steps, view, self._POOLS[kind], mean, f"{kind}_pools")
-            source = "running_{}" if given else f"the {{}} over {what[kind]}"
+            words = {"mean": "the mean", "var": "the variance"}
             for name, letter, unit, values in zip(
                 ("mean", "var"),
                 (r"\mu", r"\sigma^2"),
@@ -67,7 +67,8 @@ class Mixed:
                     f"{kind}_{name}",
                     view.grid(values.expand(mean.shape)),
                     view.grid_axes,
-                    f"{kind}_{name} = {source.format(name)}",
+                    f"{kind}_{name} = "
+                    + (f"running_{name}" if given else f"{words[name]} over {what[kind]}"),
                     rf"{letter}_\mathrm{{{kind}}}",
                     unit=unit,
                     note=note,

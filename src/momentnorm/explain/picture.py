@@ -6,6 +6,7 @@ that nothing is said by colour alone.
 
 from __future__ import annotations
 
+import textwrap
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from .trace import Step, Trace
 #: In inches.
 _WIDTH, _LEFT, _CELL, _LINE, _GAP = 10.0, 3.7, 0.24, 0.2, 0.22
 _PER_LETTER = 0.075
+
+#: A formula of fewer letters is a name alone.
+_SHORT = 8
 
 _BELOW, _ABOVE = (0.16, 0.42, 0.75), (0.80, 0.42, 0.10)
 
@@ -95,7 +99,11 @@ def _row(sheet: _Sheet, step: Step, precision: int) -> None:
     sheet.drawn.append(lambda axes: axes.plot([0, _WIDTH], [top, top], color="#d0d0d0", lw=0.7))
     sheet.text(0, step.name, y=top + 0.15, weight="bold", family="monospace", size=9)
     sheet.text(0, heading(step), y=top + 0.34, size=7.5, color="#555555")
-    sheet.text(0.1, f"${step.latex}$", y=top + 0.66, size=10)
+    if step.letters or len(step.latex) < _SHORT:  # words say more than a letter
+        words = textwrap.fill(step.formula, 62)
+        sheet.text(0.1, words, y=top + 0.64, size=7.5)
+    else:
+        sheet.text(0.1, f"${step.latex}$", y=top + 0.66, size=10)
     bottom = top + 0.95
     x, y, tallest = _LEFT, top + 0.1, 0.0
     shown = layout(step, precision)
