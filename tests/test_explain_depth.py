@@ -23,15 +23,15 @@ def found():
 
 
 def test_what_is_measured():
-    first = torch.tensor([[1.0, 0.0], [3.0, 0.0]], dtype=torch.float64)[..., None, None]
-    activations = [first.requires_grad_()]
-    (first * torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)).sum().backward()
+    units = [[1.0, 0.0, 0.0], [3.0, 0.0, 2.0]]  # alive, dead, and 0 for one image alone
+    first = torch.tensor(units, dtype=torch.float64)[..., None, None].requires_grad_()
+    (first * torch.tensor([3.0, 4.0, 5.0]).view(1, 3, 1, 1)).sum().backward()
     course = Course("none", "")
-    _measure(course, activations)
+    _measure(course, [first])
     assert course.mean == [[1.0]]
-    assert course.var == [[0.5]]  # units with variances 1 and 0
-    assert course.dead == [[0.5]]
-    assert course.gradient == [[math.sqrt((9 + 16) / 2)]]
+    assert course.var == [[pytest.approx(2 / 3)]]  # units with variances 1, 0 and 1
+    assert course.dead == [[pytest.approx(1 / 3)]]
+    assert course.gradient == [[pytest.approx(math.sqrt(50 / 3))]]
 
 
 def test_every_norm_starts_from_the_same_network(found):
