@@ -7,6 +7,8 @@ import torch
 from hypothesis import settings
 
 import stand_in
+from chromium import browser  # noqa: F401 - a fixture
+from explore_page import address, visit  # noqa: F401 - fixtures
 from momentnorm import _dispatch, use_backend
 
 # Last, after the reference that takes every call: nothing reaches it unless asked for by name.

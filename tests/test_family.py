@@ -201,9 +201,9 @@ def test_groups_of_one_value_in_several_samples_give_the_bias(backend):
     ("name", "shape", "calls"),
     [
         ("batch_norm", (5, 6), ["normalize", "normalize_backward"]),
-        ("batch_norm", (2, 6, 3), ["moments", "apply", "gradient_sums", "apply_gradient"]),
+        ("batch_norm", (2, 6, 3), ["normalize", "normalize_backward"]),
         ("batch_norm in eval", (5, 6), ["apply", "apply_gradient", "gradient_sums"]),
-        ("group_norm of 2", (5, 6), ["moments", "apply", "gradient_sums", "apply_gradient"]),
+        ("group_norm of 2", (5, 6), ["normalize", "normalize_backward"]),
         ("group_norm of 6", (2, 6, 3), ["normalize", "normalize_backward"]),
     ],
 )

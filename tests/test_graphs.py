@@ -182,6 +182,8 @@ def _operands():
     grid = [torch.rand(2, 3, dtype=torch.float64) for _ in range(4)]
     weight, bias = torch.rand(3), torch.rand(3)
     plain, tail = (None, "", 0.01), (residual, "silu", 0.01)
+    plane, sample = (1, 1), (1, 3)
+    pooled = [values[:, :1] for values in grid[:2]]
     last = x.to(memory_format=torch.channels_last)
     return {
         "moments": [(x,), (last,), (x[..., ::2],)],
@@ -195,20 +197,22 @@ def _operands():
             (gradient, last, *grid, *grid[:2], *tail, True),
         ],
         "normalize": [
-            (x, weight, bias, *plain, 1e-5),
-            (x, None, None, *plain, 1e-5),
-            (x.bfloat16(), weight, bias, *plain, 1e-5),
-            (last, None, bias, *plain, 1e-5),
-            (x.transpose(0, 3), None, None, *plain, 1e-5),
-            (x[..., ::2], weight, None, *plain, 1e-5),
-            (x, weight, bias, *tail, 1e-5),
-            (last, None, None, None, "leaky_relu", 0.2, 1e-5),
+            (x, weight, bias, *plain, 1e-5, *plane),
+            (x, None, None, *plain, 1e-5, *plane),
+            (x.bfloat16(), weight, bias, *plain, 1e-5, *plane),
+            (last, None, bias, *plain, 1e-5, *plane),
+            (x.transpose(0, 3), None, None, *plain, 1e-5, *plane),
+            (x[..., ::2], weight, None, *plain, 1e-5, *plane),
+            (x, weight, bias, *tail, 1e-5, *plane),
+            (last, None, None, None, "leaky_relu", 0.2, 1e-5, *plane),
+            (last, weight, bias, *tail, 1e-5, *sample),
         ],
         "normalize_backward": [
-            (gradient, x, *grid[:2], weight, None, 1e-5, *plain, False),
-            (gradient, last, *grid[:2], None, None, 1e-5, *plain, False),
-            (gradient, last, *grid[:2], weight, bias, 1e-5, *tail, True),
-            (gradient, x, *grid[:2], None, bias, 1e-5, None, "tanh", 0.01, False),
+            (gradient, x, *grid[:2], weight, None, 1e-5, *plane, *plain, False),
+            (gradient, last, *grid[:2], None, None, 1e-5, *plane, *plain, False),
+            (gradient, last, *grid[:2], weight, bias, 1e-5, *plane, *tail, True),
+            (gradient, x, *grid[:2], None, bias, 1e-5, *plane, None, "tanh", 0.01, False),
+            (gradient, last, *pooled, weight, bias, 1e-5, *sample, *tail, True),
         ],
     }
 

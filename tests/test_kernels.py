@@ -53,9 +53,9 @@ def feature_map(
 def all_kernels(
     x: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor, tail: Tail = PLAIN
 ) -> dict[str, Tensor]:
-    y, mean, var = cpu.normalize(x, weight, bias, 1e-5, tail)
+    y, mean, var = cpu.normalize(x, weight, bias, 1e-5, tail=tail)
     dx, dresidual, dweight, dbias, (sums, weighted_sums) = cpu.normalize_backward(
-        gradient, x, mean, var, weight, bias, 1e-5, tail, needs_residual=True
+        gradient, x, mean, var, weight, bias, 1e-5, tail=tail, needs_residual=True
     )
     return {
         "y": y,

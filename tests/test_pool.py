@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
 
 from layouts import LAYOUTS
 from momentnorm import Pool, _engine
+from momentnorm.backends import Tail
+from momentnorm.functional import pooled_norm
 from tolerances import GRADIENT, OUTPUT, assert_within
 
 EPS = 1e-5
@@ -55,6 +58,14 @@ CUSTOM = {
     "rows": (_rows, CLASSICS["layer_norm"][1]),
 }
 
+
+def _normalize(pool, x, weight=None, bias=None, as_policy=False):
+    """The engine's way for this policy; a rectangle may go the way of the others too."""
+    if isinstance(pool, Pool) and not as_policy:
+        return _engine.normalize(x, weight, bias, pool=pool, eps=EPS)
+    return _engine.normalize_by(pool, x, weight, bias, eps=EPS)
+
+
 every_pool = pytest.mark.parametrize("name", [*CLASSICS, *CUSTOM])
 
 
@@ -69,15 +80,19 @@ def _leaves(dtype, layout="contiguous"):
 @every_pool
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_output_and_gradients_match_torchs_layer(backend, name, dtype, layout):
+@pytest.mark.parametrize("as_policy", [False, True])
+def test_output_and_gradients_match_torchs_layer(backend, name, dtype, layout, as_policy):
     pool, expected = {**CLASSICS, **CUSTOM}[name]
     ours, twins = _leaves(dtype, layout)
-    y, mean, var = _engine.normalize(*ours, pool=pool, eps=EPS)
+    y, mean, var = _normalize(pool, *ours, as_policy=as_policy)
     z = expected(*twins)
     assert_within(y, z, OUTPUT)
-    # the moments of each plane, before pooling, whatever the pool
-    torch.testing.assert_close(mean, twins[0].detach().mean((2, 3)), rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(var, twins[0].detach().var((2, 3), correction=0))
+    # of a rectangle the moments of each pool, of other policies those of each plane
+    wanted = twins[0].detach().mean((2, 3)), twins[0].detach().var((2, 3), correction=0)
+    if isinstance(pool, Pool) and not as_policy:
+        wanted = pool.merge(*wanted)
+    torch.testing.assert_close(mean, wanted[0], rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(var, wanted[1])
     gradient = LAYOUTS[layout](torch.randn(y.shape).to(dtype))
     found = torch.autograd.grad(y, ours, gradient)
     wanted = torch.autograd.grad(z, twins, gradient.double().contiguous())
@@ -86,13 +101,14 @@ def test_output_and_gradients_match_torchs_layer(backend, name, dtype, layout):
 
 
 @every_pool
-def test_double_backward(backend, name):
+@pytest.mark.parametrize("as_policy", [False, True])
+def test_double_backward(backend, name, as_policy):
     pool, expected = {**CLASSICS, **CUSTOM}[name]
     ours, twins = _leaves(torch.float64)
     upstream = torch.randn(4, 6, 5, 3, dtype=torch.float64, requires_grad=True)
     results = []
     for leaves, y in (
-        (ours, _engine.normalize(*ours, pool=pool, eps=EPS)[0]),
+        (ours, _normalize(pool, *ours, as_policy=as_policy)[0]),
         (twins, expected(*twins)),
     ):
         first = torch.autograd.grad(y, leaves, upstream, create_graph=True)
@@ -104,12 +120,13 @@ def test_double_backward(backend, name):
 
 
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (1, 2)])
-def test_gradients_of_some_operands_only(backend, needed):
+@pytest.mark.parametrize("as_policy", [False, True])
+def test_gradients_of_some_operands_only(backend, needed, as_policy):
     ours, twins = _leaves(torch.float64)
     for leaves in (ours, twins):
         for index in {0, 1, 2} - set(needed):
             leaves[index].requires_grad_(False)
-    y = _engine.normalize(*ours, pool=Pool(1, 3), eps=EPS)[0]
+    y = _normalize(Pool(1, 3), *ours, as_policy=as_policy)[0]
     z = F.group_norm(twins[0], 2, *twins[1:])
     found = torch.autograd.grad(y.pow(3).sum(), [ours[index] for index in needed])
     wanted = torch.autograd.grad(z.pow(3).sum(), [twins[index] for index in needed])
@@ -124,11 +141,90 @@ def test_a_policy_that_learns(backend):
         layer_mean, layer_var = Pool(1, None)(mean, var)
         return torch.lerp(mean, layer_mean, share), torch.lerp(var, layer_var, share)
 
-    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    assert torch.autograd.gradcheck(
-        lambda x, _: _engine.normalize(x, None, None, pool=mixture, eps=EPS)[0],
-        (x.requires_grad_(), share),
-    )
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    function = lambda x, _: _normalize(mixture, x)[0]  # noqa: E731
+    assert gradcheck(function, (x, share), check_batched_grad=True)
+    assert gradgradcheck(function, (x, share), check_batched_grad=True)
+
+
+@pytest.mark.parametrize("activation", ["", "silu"])
+@pytest.mark.parametrize("needs_residual", [False, True])
+def test_a_policy_of_far_moments_with_a_tail(backend, activation, needs_residual):
+    # both terms of dx, in one pass or two, about different centres
+    weight, bias = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+    x = torch.randn(2, 3, 5, dtype=torch.float64) + 3
+    residual = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=needs_residual)
+
+    def function(x, weight, bias, residual):
+        tail = Tail(activation, 0.1, residual)
+        return _engine.normalize_by(_zero_mean, x, weight, bias, eps=EPS, tail=tail)[0]
+
+    operands = [x.requires_grad_(), weight.requires_grad_(), bias.requires_grad_(), residual]
+    assert gradcheck(function, operands)
+    assert gradgradcheck(function, operands)
+
+
+def test_moments_have_gradients(backend):
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    for function in (
+        _engine.moments,
+        lambda x: _engine.moments(x)[0],
+        lambda x: _engine.moments(x)[1],
+    ):
+        assert gradcheck(function, x, check_batched_grad=True)
+        assert gradgradcheck(function, x, check_batched_grad=True)
+
+
+def test_moments_and_their_use_may_part(backend):
+    # a loss on the moments alone, after one that went through both nodes
+    seen = []
+
+    def policy(mean, var):
+        seen[:] = mean, var
+        return mean, var
+
+    x = torch.randn(2, 3, 7, dtype=torch.float64, requires_grad=True)
+    y, _, _ = _normalize(policy, x)
+    y.pow(3).sum().backward(retain_graph=True)
+    x.grad = None
+    (found,) = torch.autograd.grad(seen[1].square().sum(), x)
+    twin = x.detach().requires_grad_()
+    (wanted,) = torch.autograd.grad(twin.var(2, correction=0).square().sum(), twin)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_changed_input_is_noticed(backend):
+    x = torch.randn(2, 3, 7, requires_grad=True) * 1
+    y, _, _ = _normalize(_zero_mean, x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("pool", [Pool(1, 1), Pool(1, 3)])
+def test_parameters_of_each_sample(backend, layout, pool):
+    (x, *_), (twin, *_) = _leaves(torch.float32, layout)
+    parameters = [torch.randn(4, 6, requires_grad=True) for _ in range(2)]
+    twins = [values.detach().double().requires_grad_() for values in parameters]
+    residual = torch.randn(4, 6, 5, 3)
+    y = pooled_norm(x, *parameters, pool=pool, activation="relu", residual=residual)
+    weight, bias = (values[..., None, None] for values in twins)
+    z = F.relu(F.group_norm(twin, 6 // pool.channels) * weight + bias + residual.double())
+    assert_within(y, z, OUTPUT)
+    gradient = torch.randn(y.shape)
+    found = torch.autograd.grad(y, [x, *parameters], gradient)
+    wanted = torch.autograd.grad(z, [twin, *twins], gradient.double())
+    for mine, right in zip(found, wanted, strict=True):
+        assert_within(mine, right, GRADIENT)
+
+
+def test_parameters_of_each_sample_fit_the_grid(backend):
+    x = torch.randn(4, 6, 5)
+    with pytest.raises(
+        RuntimeError, match=r"shape \(6,\).*or \(4, 6\), one for each of each sample"
+    ):
+        pooled_norm(x, torch.ones(4, 5), pool=Pool(1, 1))
 
 
 def test_a_pool_of_samples(backend):

@@ -7,6 +7,8 @@ from typing import Any as _Any
 
 from . import functional
 from ._dispatch import use_backend
+from .checkup import check
+from .conditional import SPADE, AdaIN, AdaptiveInstanceNorm2d, ConditionalInstanceNorm2d
 from .layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -25,7 +27,9 @@ from .layers import (
     LocalResponseNorm,
     RMSNorm,
 )
+from .legacy import load_legacy
 from .moments import Moments
+from .norm_activation import EvoNorm2dB0, EvoNorm2dS0, FilterResponseNorm2d
 from .pool import Pool
 from .relatives import (
     IBN,
@@ -43,11 +47,18 @@ __version__ = _version("momentnorm")
 
 __all__ = [
     "IBN",
+    "SPADE",
+    "AdaIN",
+    "AdaptiveInstanceNorm2d",
     "BatchInstanceNorm2d",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "ConditionalInstanceNorm2d",
     "ContrastNorm2d",
+    "EvoNorm2dB0",
+    "EvoNorm2dS0",
+    "FilterResponseNorm2d",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",
@@ -67,8 +78,10 @@ __all__ = [
     "SwitchableNorm2d",
     "SwitchableNorm3d",
     "__version__",
+    "check",
     "explain",
     "functional",
+    "load_legacy",
     "use_backend",
 ]
 

@@ -118,6 +118,8 @@ def check_operands(
     bias: Tensor | None,
     running_mean: Tensor | None = None,
     running_var: Tensor | None = None,
+    *,
+    per_sample: bool = False,
 ) -> None:
     """Raise what torch raises for operands that do not fit together, and name the fix."""
     if input.dtype not in DTYPES:
@@ -130,9 +132,9 @@ def check_operands(
             f"{function} takes a dense input, not {input.layout}: convert it with .to_dense()"
         )
     if weight is not None:
-        _check_parameter("weight", weight, input)
+        _check_parameter("weight", weight, input, per_sample)
     if bias is not None:
-        _check_parameter("bias", bias, input)
+        _check_parameter("bias", bias, input, per_sample)
         if weight is not None and weight.dtype != bias.dtype:
             raise RuntimeError(
                 f"mixed dtypes: weight is {weight.dtype} and bias {bias.dtype}: "
@@ -296,8 +298,8 @@ def _stretch(x: Tensor) -> tuple[int, int]:
     return start, start + (steps + 1) * x.element_size()
 
 
-def _check_parameter(name: str, operand: Tensor, input: Tensor) -> None:
-    _check_channels(name, operand, input)
+def _check_parameter(name: str, operand: Tensor, input: Tensor, per_sample: bool) -> None:
+    _check_channels(name, operand, input, per_sample)
     dtype = input.dtype
     if operand.dtype != dtype and not (operand.dtype == torch.float32 and dtype in HALF_DTYPES):
         raise RuntimeError(
@@ -316,14 +318,15 @@ def _check_statistic(name: str, operand: Tensor, input: Tensor) -> None:
         )
 
 
-def _check_channels(name: str, operand: Tensor, input: Tensor) -> None:
+def _check_channels(name: str, operand: Tensor, input: Tensor, per_sample: bool = False) -> None:
     if not isinstance(operand, Tensor):
         raise TypeError(f"{name} must be a Tensor or None, not {type(operand).__name__}")
-    channels = input.shape[1]
-    if operand.shape != (channels,):
+    samples, channels = input.shape[:2]
+    if operand.shape != (channels,) and not (per_sample and operand.shape == (samples, channels)):
+        or_more = f", or {(samples, channels)}, one for each of each sample" if per_sample else ""
         raise RuntimeError(
             f"{name} should have shape ({channels},), one value for each channel of the "
-            f"input {tuple(input.shape)}, not {tuple(operand.shape)}"
+            f"input {tuple(input.shape)}{or_more}, not {tuple(operand.shape)}"
         )
     if operand.device != input.device:
         raise RuntimeError(

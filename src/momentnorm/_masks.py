@@ -14,10 +14,13 @@ from torch import Tensor
 
 from . import _dispatch
 from .backends import reference
+from .pool import Policy, Pool
 
 
 def valid_elements(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
     """True where an element of (N, C, \\*S) counts: a bool that broadcasts from (N, 1, \\*S).
+
+    Of vectors, (N, C), a mask says which samples count.
 
     TorchScript compiles it.
 
@@ -122,6 +125,19 @@ class Masked:
         offset = (mean - self.fill) * ratio
         padding = (self.size - self.counts) / self.size
         return self.fill + offset, (var * ratio - offset.square() * padding).clamp(min=0)
+
+    def over(self, pool: Pool) -> Policy:
+        """The policy of a pool of planes, where each valid element has the same share."""
+
+        def policy(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+            mean, var = self(mean, var)
+            grid, counts = mean.shape, self.counts.expand(mean.shape)
+            share = counts / pool.spread(pool.average(counts), grid).clamp(min=1 / grid.numel())
+            centre = pool.spread(pool.average(share * mean), grid)
+            off_centre = (mean - centre).square()
+            return centre, pool.spread(pool.average(share * (var + off_centre)), grid)
+
+        return policy
 
     def of_batch(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What running statistics move towards: mean and unbiased variance, (C,), and how many

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import _dispatch
 from .backends import PLAIN, Tail, reference
+from .pool import INSTANCE, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,8 +29,9 @@ name = "ops"
 
 library = torch.library.Library("momentnorm", "DEF")  # type: ignore[no-untyped-call]
 
-#: The parts of a tail, as every schema has them.
+#: The parts of a tail and of a pool, as every schema has them.
 _TAIL = "Tensor? residual, str activation, float slope"
+_POOL = "SymInt pool_samples, SymInt pool_channels"
 
 
 def _grid(x: Tensor) -> Tensor:
@@ -42,6 +44,12 @@ def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     parameter = bias if weight is None else weight
     dtype = reference.statistics_dtype(x) if parameter is None else parameter.dtype
     return x.new_empty(x.shape[1:2], dtype=dtype)
+
+
+def _pools(x: Tensor, samples: int, channels: int) -> Tensor:
+    """An empty tensor for statistics of the pools of x."""
+    grid = x.shape[0] // samples, x.shape[1] // channels
+    return x.new_empty(grid, dtype=reference.statistics_dtype(x))
 
 
 def _like_if(needed: bool, x: Tensor) -> Tensor:
@@ -59,6 +67,8 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
         if "residual" in named:
             parts = named.pop("activation"), named.pop("slope"), named.pop("residual")
             named["tail"] = Tail(*parts)
+        if "pool_samples" in named:
+            named["pool"] = Pool(named.pop("pool_samples"), named.pop("pool_channels"))
         results = getattr(choice.backend, operator)(**named)
         if isinstance(results, tuple):
             return tuple(x.new_empty(0) if result is None else result for result in results)
@@ -82,9 +92,9 @@ _apply = _define(
     lambda x, *_: torch.empty_like(x),
 )
 _normalize = _define(
-    f"normalize(Tensor x, Tensor? weight, Tensor? bias, {_TAIL}, float eps) "
+    f"normalize(Tensor x, Tensor? weight, Tensor? bias, {_TAIL}, float eps, {_POOL}) "
     "-> (Tensor, Tensor, Tensor)",
-    lambda x, *_: (torch.empty_like(x), _grid(x), _grid(x)),
+    lambda x, *rest: (torch.empty_like(x), _pools(x, *rest[-2:]), _pools(x, *rest[-2:])),
 )
 _gradient_sums = _define(
     "gradient_sums(Tensor gradient, Tensor x, Tensor mean, Tensor? scale, Tensor? shift, "
@@ -98,14 +108,14 @@ _apply_gradient = _define(
 )
 _normalize_backward = _define(
     "normalize_backward(Tensor gradient, Tensor x, Tensor mean, Tensor var, Tensor? weight, "
-    f"Tensor? bias, float eps, {_TAIL}, bool needs_residual) "
+    f"Tensor? bias, float eps, {_POOL}, {_TAIL}, bool needs_residual) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    lambda gradient, x, mean, var, weight, bias, *rest: (
+    lambda gradient, x, mean, var, weight, bias, eps, samples, channels, *rest: (
         torch.empty_like(x),
         _like_if(rest[-1], x),
         _per_channel(x, weight, bias),
         _per_channel(x, weight, bias),
-        torch.stack((_grid(x), _grid(x))),
+        torch.stack((_grid(x), _grid(x))) if samples == channels == 1 else x.new_empty(0),
     ),
 )
 
@@ -127,10 +137,11 @@ def normalize(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    pool: Pool = INSTANCE,
     tail: Tail = PLAIN,
     out: None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, mean, var = _normalize(x, weight, bias, *_parts(tail), eps)
+    y, mean, var = _normalize(x, weight, bias, *_parts(tail), eps, *pool.sizes(*x.shape[:2]))
     return y, mean, var
 
 
@@ -172,10 +183,13 @@ def normalize_backward(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    pool: Pool = INSTANCE,
     tail: Tail = PLAIN,
     needs_residual: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
-    dx, dresidual, *others = _normalize_backward(
-        gradient, x, mean, var, weight, bias, eps, *_parts(tail), needs_residual
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+    sizes = pool.sizes(*x.shape[:2])
+    dx, dresidual, dweight, dbias, sums = _normalize_backward(
+        gradient, x, mean, var, weight, bias, eps, *sizes, *_parts(tail), needs_residual
     )
-    return (dx, dresidual if needs_residual else None, *others)
+    kept = sums if sizes == (1, 1) else None
+    return dx, dresidual if needs_residual else None, dweight, dbias, kept

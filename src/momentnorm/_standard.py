@@ -32,23 +32,27 @@ def standard_instance_norm(
     out: Tensor | None,
 ) -> Tensor:
     """:func:`momentnorm.functional.instance_norm`."""
-    x = input
-    padding: Tensor | None = None
-    if mask is not None or lengths is not None:
-        padding = ~valid_elements(input, mask, lengths)
-        x = input.masked_fill(padding, 0)
-        if residual is not None:
-            residual = residual.masked_fill(padding, 0)
-    if padding is not None and use_input_stats:
-        y = _masked(x, padding, running_mean, running_var, weight, bias, momentum, eps)
-    else:
+    if mask is None and lengths is None:
         y = F.instance_norm(
-            x, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
-    y = _followed(y, activation, negative_slope, residual)
-    if padding is not None:
-        y = y.masked_fill(padding, 0)
-    return _written(y, input, inplace, out)
+        return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
+    padding = ~valid_elements(input, mask, lengths)
+    x = input.masked_fill(padding, 0)
+    if use_input_stats:
+        spatial = list(range(2, x.dim()))
+        centred, mean, var, counts = _masked(x, padding, spatial)
+        if running_mean is not None and running_var is not None:
+            used = counts > 0
+            samples = used.sum(0).clamp(min=1).flatten()
+            unbiased = var * (counts / (counts - 1).clamp(min=1))
+            share = momentum * used.any().to(mean.dtype)
+            _move(running_mean, mean.sum(0).flatten() / samples, share)
+            _move(running_var, unbiased.sum(0).flatten() / samples, share)
+        y = _affine(centred * torch.rsqrt(var + eps), weight, bias).to(x.dtype)
+    else:
+        y = F.instance_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _padded(y, padding, activation, negative_slope, residual, input, inplace, out)
 
 
 def standard_batch_norm(
@@ -63,12 +67,29 @@ def standard_batch_norm(
     activation: str | None,
     negative_slope: float,
     residual: Tensor | None,
+    mask: Tensor | None,
+    lengths: Tensor | None,
     inplace: bool,
     out: Tensor | None,
 ) -> Tensor:
     """:func:`momentnorm.functional.batch_norm`."""
-    y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
+    if mask is None and lengths is None:
+        y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
+    padding = ~valid_elements(input, mask, lengths)
+    x = input.masked_fill(padding, 0)
+    if training:
+        others = [0] + list(range(2, x.dim()))  # noqa: RUF005 (TorchScript)
+        centred, mean, var, counts = _masked(x, padding, others)
+        if running_mean is not None and running_var is not None:
+            share = momentum * (counts > 0).any().to(mean.dtype)
+            unbiased = var * (counts / (counts - 1).clamp(min=1))
+            _move(running_mean, mean.flatten(), share)
+            _move(running_var, unbiased.flatten(), share)
+        y = _affine(centred * torch.rsqrt(var + eps), weight, bias).to(x.dtype)
+    else:
+        y = F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _padded(y, padding, activation, negative_slope, residual, input, inplace, out)
 
 
 def standard_group_norm(
@@ -80,12 +101,23 @@ def standard_group_norm(
     activation: str | None,
     negative_slope: float,
     residual: Tensor | None,
+    mask: Tensor | None,
+    lengths: Tensor | None,
     inplace: bool,
     out: Tensor | None,
 ) -> Tensor:
     """:func:`momentnorm.functional.group_norm`."""
-    y = F.group_norm(input, num_groups, weight, bias, eps)
-    return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
+    if mask is None and lengths is None:
+        y = F.group_norm(input, num_groups, weight, bias, eps)
+        return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
+    padding = ~valid_elements(input, mask, lengths)
+    x = input.masked_fill(padding, 0)
+    groups = x.reshape([x.size(0), num_groups, -1] + list(x.shape[2:]))  # noqa: RUF005
+    of_groups = padding.unsqueeze(1).expand_as(groups)
+    centred, _, var, _ = _masked(groups, of_groups, list(range(2, groups.dim())))
+    standardized = (centred * torch.rsqrt(var + eps)).reshape(x.shape)
+    y = _affine(standardized, weight, bias).to(x.dtype)
+    return _padded(y, padding, activation, negative_slope, residual, input, inplace, out)
 
 
 def _followed(
@@ -108,39 +140,47 @@ def _written(y: Tensor, input: Tensor, inplace: bool, out: Tensor | None) -> Ten
     return y
 
 
+def _padded(
+    y: Tensor,
+    padding: Tensor,
+    activation: str | None,
+    negative_slope: float,
+    residual: Tensor | None,
+    input: Tensor,
+    inplace: bool,
+    out: Tensor | None,
+) -> Tensor:
+    """What follows, none of it in the padding."""
+    if residual is not None:
+        residual = residual.masked_fill(padding, 0)
+    y = _followed(y, activation, negative_slope, residual).masked_fill(padding, 0)
+    return _written(y, input, inplace, out)
+
+
 def _masked(
     x: Tensor,  # 0 in its padding
     padding: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
-) -> Tensor:
-    """x normalized with the moments of its valid elements."""
-    dtype = x.dtype
-    if dtype == torch.float16 or dtype == torch.bfloat16:
+    pool: list[int],  # the dimensions that share their statistics
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x about the mean of its valid elements; their mean and variance; and how many there are."""
+    if x.dtype == torch.float16 or x.dtype == torch.bfloat16:
         x = x.float()
-    spatial = list(range(2, x.dim()))
-    counts = (~padding).sum(spatial, keepdim=True)
+    counts = (~padding).sum(pool, keepdim=True)
     divisor = counts.clamp(min=1)
-    mean = x.sum(spatial, keepdim=True) / divisor
+    mean = x.sum(pool, keepdim=True) / divisor
     centred = (x - mean).masked_fill(padding, 0)
-    var = centred.square().sum(spatial, keepdim=True) / divisor
-    if running_mean is not None and running_var is not None:
-        used = counts > 0
-        samples = used.sum(0).clamp(min=1).flatten()
-        share = momentum * used.any().to(x.dtype)
-        unbiased = var.detach() * (counts / (counts - 1).clamp(min=1))
-        batch_mean = mean.detach().sum(0).flatten() / samples
-        batch_var = unbiased.sum(0).flatten() / samples
-        for running, batch in ((running_mean, batch_mean), (running_var, batch_var)):
-            running.copy_(torch.lerp(running.to(batch.dtype), batch, share))
-    y = centred * torch.rsqrt(var + eps)
-    per_channel = [1, x.size(1)] + [1] * len(spatial)
+    return centred, mean, centred.square().sum(pool, keepdim=True) / divisor, counts
+
+
+def _move(running: Tensor, batch: Tensor, share: Tensor) -> None:
+    batch = batch.detach()
+    running.copy_(torch.lerp(running.to(batch.dtype), batch, share))
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    per_channel = [1, x.size(1)] + [1] * (x.dim() - 2)
     if weight is not None:
-        y = y * weight.view(per_channel)
+        x = x * weight.view(per_channel)
     if bias is not None:
-        y = y + bias.view(per_channel)
-    return y.to(dtype)
+        x = x + bias.view(per_channel)
+    return x

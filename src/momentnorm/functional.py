@@ -9,11 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, local_response_norm, rms_norm
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import (
+    handle_torch_function,
+    has_torch_function_unary,
+    has_torch_function_variadic,
+)
 
 from . import _dispatch, _engine, _masks
 from ._standard import standard_batch_norm, standard_group_norm, standard_instance_norm
-from .backends import PLAIN, Tail
+from .backends import PLAIN, Tail, reference
 from .pool import BATCH, INSTANCE, Policy, Pool
 
 __all__ = [
@@ -22,6 +26,8 @@ __all__ = [
     "instance_norm",
     "layer_norm",
     "local_response_norm",
+    "plane_affine",
+    "plane_moments",
     "pooled_norm",
     "rms_norm",
 ]
@@ -151,22 +157,17 @@ def instance_norm(
     _dispatch.check_operands("instance_norm", input, weight, bias, running_mean, running_var)
     tail = _checked_tail(input, activation, negative_slope, residual)
     out = _checked_target(input, weight, bias, residual, inplace, out)
-    x, valid = input, None
-    pool: Policy = INSTANCE
-    if mask is not None or lengths is not None:
-        valid = _masks.checked_valid_elements(input, mask, lengths)
-        x, pool = _masks.fill(input, valid)
-        if residual is not None:
-            tail = tail._replace(residual=torch.where(valid, residual, 0))
+    x, valid, masked, tail = _filled(input, mask, lengths, tail)
     written = out if valid is None else None
     if use_input_stats:
-        y, mean, var = _engine.normalize(
-            x, weight, bias, pool=pool, eps=eps, tail=tail, out=written
-        )
+        if masked is None:
+            y, mean, var = _engine.normalize(x, weight, bias, eps=eps, tail=tail, out=written)
+        else:
+            y, mean, var = _engine.normalize_by(masked, x, weight, bias, eps=eps, tail=tail)
         if running_mean is not None and running_var is not None and input.numel():
             share: float | Tensor = momentum
-            if isinstance(pool, _masks.Masked):
-                mean, var, samples = pool.of_batch(mean, var)
+            if masked is not None:
+                mean, var, samples = masked.of_batch(mean, var)
                 share = momentum * (samples > 0).to(mean.dtype)
             else:
                 count = input.shape[2:].numel()
@@ -179,11 +180,7 @@ def instance_norm(
         y = _engine.normalize_with(
             x, running_mean, running_var, weight, bias, eps=eps, tail=tail, out=written
         )
-    if valid is not None:
-        y = torch.where(valid, y, 0)
-        if out is not None:
-            y = out.copy_(y)
-    return y
+    return y if valid is None else _blanked(y, valid, out)
 
 
 def batch_norm(
@@ -199,6 +196,8 @@ def batch_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
     inplace: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -212,8 +211,7 @@ def batch_norm(
     Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift*, arXiv
     1502.03167). Semantics, signature and errors are those of
     :func:`torch.nn.functional.batch_norm`; the memory layout of the input is kept. The keyword
-    arguments are ours, and are those of :func:`instance_norm`; there are no masks here, since
-    samples of different lengths would have different shares in one mean.
+    arguments are ours, and are those of :func:`instance_norm`.
 
     Args:
         input: the feature map, (N, C) or (N, C, \*S); float32, float64, bfloat16 or float16.
@@ -227,6 +225,9 @@ def batch_norm(
         activation: "relu", "leaky_relu", "silu", "gelu" (exact, by erf), "tanh", "sigmoid" or None.
         negative_slope: of "leaky_relu".
         residual: added before the activation; in the input's shape, dtype and device.
+        mask: as in :func:`instance_norm`, or (N, 1) for vectors: each valid element has the same
+            share in the statistics, so that long samples have more than short ones.
+        lengths: as in :func:`instance_norm`; not for vectors.
         inplace: write the output over the input. Where autograd would have to record the call
             that is an error.
         out: a tensor of the input's shape, dtype and device to write the output into, with the
@@ -238,8 +239,8 @@ def batch_norm(
 
     Raises:
         ValueError: one value per channel, in training; one running statistic without the other; an
-            eps that is negative, or 0 in training; an unknown activation; two options that exclude
-            each other.
+            eps that is negative, or 0 in training; an unknown activation; a mask or lengths that do
+            not fit the input; two options that exclude each other.
         IndexError: fewer than two dimensions, in training.
         RuntimeError: no running statistics, in evaluation; operands whose shapes, dtypes or devices
             do not fit together; ``inplace`` or ``out`` where an operand requires grad, or where the
@@ -251,7 +252,7 @@ def batch_norm(
     tensor([[-1.0000,  1.0000],
             [ 1.0000, -1.0000]])
     """
-    operands = (input, running_mean, running_var, weight, bias, residual, out)
+    operands = (input, running_mean, running_var, weight, bias, residual, mask, lengths, out)
     if has_torch_function_variadic(*operands):
         return handle_torch_function(
             batch_norm,
@@ -267,6 +268,8 @@ def batch_norm(
             activation=activation,
             negative_slope=negative_slope,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
             inplace=inplace,
             out=out,
         )
@@ -285,6 +288,8 @@ def batch_norm(
             activation,
             negative_slope,
             residual,
+            mask,
+            lengths,
             inplace,
             out,
         )
@@ -295,6 +300,21 @@ def batch_norm(
     _dispatch.check_operands("batch_norm", input, weight, bias, running_mean, running_var)
     tail = _checked_tail(input, activation, negative_slope, residual)
     out = _checked_target(input, weight, bias, residual, inplace, out)
+    if mask is not None or lengths is not None:
+        return _masked_batch_norm(
+            input,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            training,
+            momentum,
+            eps,
+            mask,
+            lengths,
+            tail,
+            out,
+        )
     x, written = input, out
     vectors = input.dim() == 2
     if vectors:  # a batch of vectors is one sample, whose elements are the batch
@@ -308,7 +328,6 @@ def batch_norm(
             x, weight, bias, pool=pool, eps=eps, tail=tail, out=written
         )
         if running_mean is not None and running_var is not None and input.numel():
-            mean, var = pool(mean, var)
             count = x.shape[0] * x.shape[2:].numel()
             _move_towards(running_mean, mean[0], momentum)
             _move_towards(running_var, var[0] * (count / (count - 1)), momentum)
@@ -323,6 +342,39 @@ def batch_norm(
     return y.squeeze(0).t() if vectors else y
 
 
+def _masked_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    tail: Tail,
+    out: Tensor | None,
+) -> Tensor:
+    x, valid, masked, tail = _filled(input, mask, lengths, tail)
+    assert valid is not None
+    assert masked is not None
+    if training:
+        policy = masked.over(BATCH)
+        y, mean, var = _engine.normalize_by(policy, x, weight, bias, eps=eps, tail=tail)
+        if running_mean is not None and running_var is not None and input.numel():
+            mean, var = policy(mean, var)
+            count = masked.counts.sum()
+            share = momentum * (count > 0).to(mean.dtype)
+            _move_towards(running_mean, mean[0], share)
+            _move_towards(running_var, var[0] * (count / (count - 1).clamp(min=1)), share)
+    else:
+        assert running_mean is not None
+        assert running_var is not None
+        y = _engine.normalize_with(x, running_mean, running_var, weight, bias, eps=eps, tail=tail)
+    return _blanked(y.view(input.shape), valid, out)
+
+
 def group_norm(
     input: Tensor,
     num_groups: int,
@@ -333,6 +385,8 @@ def group_norm(
     activation: str | None = None,
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
     inplace: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -354,16 +408,16 @@ def group_norm(
         weight: gamma, (C,), or None for ones. In the input's dtype, or float32 with a half type.
         bias: beta, (C,), or None for zeros. In the weight's dtype.
         eps: added to the variance.
-        activation: as in :func:`batch_norm`, and so are ``negative_slope``, ``residual``,
-            ``inplace`` and ``out``.
+        activation: as in :func:`batch_norm`, and so are ``negative_slope``, ``residual``, ``mask``,
+            ``lengths``, ``inplace`` and ``out``.
 
     Returns:
         The normalized feature map, with the input's shape, dtype and memory layout; ``input``
         itself with ``inplace``, ``out`` itself where given.
 
     Raises:
-        ValueError: groups of one value, in one sample; an unknown activation; two options that
-            exclude each other.
+        ValueError: groups of one value, in one sample; an unknown activation; a mask or lengths
+            that do not fit the input; two options that exclude each other.
         RuntimeError: fewer than two dimensions; a number of channels that ``num_groups`` does not
             divide; operands whose shapes, dtypes or devices do not fit together; ``inplace`` or
             ``out`` where an operand requires grad, or where the tensor cannot be written over.
@@ -375,7 +429,7 @@ def group_norm(
     tensor([[[-1.3720,  0.3430],
              [ 1.3720, -0.3430]]])
     """
-    operands = (input, weight, bias, residual, out)
+    operands = (input, weight, bias, residual, mask, lengths, out)
     if has_torch_function_variadic(*operands):
         return handle_torch_function(
             group_norm,
@@ -388,6 +442,8 @@ def group_norm(
             activation=activation,
             negative_slope=negative_slope,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
             inplace=inplace,
             out=out,
         )
@@ -403,6 +459,8 @@ def group_norm(
             activation,
             negative_slope,
             residual,
+            mask,
+            lengths,
             inplace,
             out,
         )
@@ -412,6 +470,14 @@ def group_norm(
     _dispatch.check_operands("group_norm", input, weight, bias)
     tail = _checked_tail(input, activation, negative_slope, residual)
     out = _checked_target(input, weight, bias, residual, inplace, out)
+    # An empty input has no channels.
+    pool = Pool(1, max(1, input.shape[1] // num_groups))
+    if mask is not None or lengths is not None:
+        x, valid, masked, tail = _filled(input, mask, lengths, tail)
+        assert valid is not None
+        assert masked is not None
+        y, _, _ = _engine.normalize_by(masked.over(pool), x, weight, bias, eps=eps, tail=tail)
+        return _blanked(y.view(input.shape), valid, out)
     x, written = input, out
     vectors = input.dim() == 2
     if vectors:  # planes of one element
@@ -419,11 +485,35 @@ def group_norm(
         if residual is not None:
             tail = tail._replace(residual=residual.unsqueeze(2))
         written = None if out is None else out.unsqueeze(2)
-    pool = Pool(1, max(1, input.shape[1] // num_groups))  # an empty input has no channels
     y, _, _ = _engine.normalize(x, weight, bias, pool=pool, eps=eps, tail=tail, out=written)
     if out is not None:
         return out
     return y.squeeze(2) if vectors else y
+
+
+def _filled(
+    input: Tensor, mask: Tensor | None, lengths: Tensor | None, tail: Tail
+) -> tuple[Tensor, Tensor | None, _masks.Masked | None, Tail]:
+    """The input as a feature map, its valid elements and their policy, and the tail.
+
+    Without a mask and lengths the middle two are None; with one of them no padding holds anything.
+    """
+    if mask is None and lengths is None:
+        return input, None, None, tail
+    valid = _masks.checked_valid_elements(input, mask, lengths)
+    residual = None if tail.residual is None else torch.where(valid, tail.residual, 0)
+    x, planes = input, valid
+    if input.dim() == 2:  # planes of one element
+        x, planes = input.unsqueeze(2), valid.unsqueeze(2)
+        residual = None if residual is None else residual.unsqueeze(2)
+    x, masked = _masks.fill(x, planes)
+    return x, valid, masked, tail if residual is None else tail._replace(residual=residual)
+
+
+def _blanked(y: Tensor, valid: Tensor, out: Tensor | None) -> Tensor:
+    """y with an empty padding, where it is wanted."""
+    y = torch.where(valid, y, 0)
+    return y if out is None else out.copy_(y)
 
 
 def _leaves_the_process() -> bool:
@@ -485,20 +575,19 @@ def pooled_norm(
     .. math:: y = \phi\left(\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \gamma
         + \beta + r\right), \qquad (\mu, \sigma^2) = \mathrm{pool}(E[x], \mathrm{Var}[x])
 
-    where E and Var (biased) are those of each plane, one channel of one sample. Gradients of both
-    orders, memory layouts and transforms follow from the policy. The kernels do the arithmetic,
-    unless the policy has parameters that want a gradient: then the call is made of torch's own
-    operators.
+    where E and Var (biased) are those of each plane, one channel of one sample. Gradients of all
+    orders, memory layouts and transforms follow from the policy, and the kernels do the arithmetic.
 
     Args:
         input: the feature map, (N, C, \*S) with at least one spatial dimension; float32, float64,
             bfloat16 or float16.
-        weight: gamma, (C,), or None for ones. In the input's dtype, or float32 with a half type.
-        bias: beta, (C,), or None for zeros. In the weight's dtype.
+        weight: gamma, (C,), or (N, C) for one of each sample, or None for ones. In the input's
+            dtype, or float32 with a half type.
+        bias: beta, (C,) or (N, C), or None for zeros. In the weight's dtype.
         pool: a policy: a :class:`momentnorm.Pool`, or any function that takes ``(mean, var)``, each
             (N, C) and float64 where the device has it, and returns the two that each plane is
-            normalized with: (N, C), or what broadcasts to it. It is called again in the backward,
-            so it should depend on nothing that changes in between, and have no side effect.
+            normalized with: (N, C), or what broadcasts to it. Made of torch's differentiable
+            operators; parameters that it uses get their gradients.
         eps: added to the pooled variance.
         activation, negative_slope, residual: as in :func:`instance_norm`.
 
@@ -543,18 +632,97 @@ def _pooled_norm(
     negative_slope: float = 0.01,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`pooled_norm`, and the moments of each plane before pooling, outside autograd."""
-    if input.dim() < 3:
-        raise ValueError(
-            f"expected a feature map (N, C, *S), got shape {tuple(input.shape)}: "
-            "add the missing dimensions"
-        )
+    """:func:`pooled_norm`, and the moments of each plane before pooling, outside autograd.
+
+    Of a :class:`Pool` they are those of each pool.
+    """
+    _check_feature_map(input)
     # A pool may span more than one plane, so planes of one element are welcome.
-    _dispatch.check_operands("pooled_norm", input, weight, bias)
+    _dispatch.check_operands("pooled_norm", input, weight, bias, per_sample=True)
     if activation is not None:
         _dispatch.check_activation(activation)
     tail = _checked_tail(input, activation, negative_slope, residual)
     eps = _dispatch.number("eps", eps)
     if _leaves_the_process():
-        return _engine.composite(input, weight, bias, pool, eps, tail)
+        return reference.normalize_by(pool, input, weight, bias, eps, tail)
+    if not isinstance(pool, Pool):
+        return _engine.normalize_by(pool, input, weight, bias, eps=eps, tail=tail)
+    if any(values is not None and values.dim() == 2 for values in (weight, bias)):
+        return _engine.normalize_each(pool, input, weight, bias, eps=eps, tail=tail)
     return _engine.normalize(input, weight, bias, pool=pool, eps=eps, tail=tail)
+
+
+def plane_moments(input: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Mean and biased variance of each plane of a feature map, and their gradients.
+
+    .. math:: \mu_{tc} = E[x_{tc}], \qquad \sigma^2_{tc} = E[(x_{tc} - \mu_{tc})^2]
+
+    One half of every norm; :func:`plane_affine` is the other. Where both are of the same input and
+    nothing but its planes' moments lies between them, :func:`pooled_norm` is the faster whole.
+
+    Args:
+        input: the feature map, (N, C, \*S); float32, float64, bfloat16 or float16.
+
+    Returns:
+        mean and var, (N, C), in float64 where the device has it.
+
+    Raises:
+        ValueError: fewer than three dimensions.
+        NotImplementedError: a dtype that is not one of the four.
+
+    >>> plane_moments(torch.tensor([[[1.0, 3.0]]]))
+    (tensor([[2.]], dtype=torch.float64), tensor([[1.]], dtype=torch.float64))
+    """
+    if has_torch_function_unary(input):
+        return handle_torch_function(plane_moments, (input,), input)
+    _check_feature_map(input)
+    _dispatch.check_operands("plane_moments", input, None, None)
+    return reference.moments(input) if _leaves_the_process() else _engine.moments(input)
+
+
+def plane_affine(input: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    r"""Apply one affine map to each plane of a feature map.
+
+    .. math:: y_{tc} = (x_{tc} - \mu_{tc}) \cdot a_{tc} + b_{tc}
+
+    Args:
+        input: the feature map, (N, C, \*S); float32, float64, bfloat16 or float16.
+        mean, scale, shift: mu, a and b, (N, C) or what broadcasts to it, in floating point; best in
+            float64, since :math:`x - \mu` is taken as exactly as mu is given.
+
+    Returns:
+        y, in the input's shape, dtype and memory layout. Gradients flow into all four.
+
+    Raises:
+        ValueError: fewer than three dimensions; an operand that does not broadcast to (N, C).
+        NotImplementedError: a dtype that is not one of the four.
+
+    >>> one = torch.ones(1, 1)
+    >>> plane_affine(torch.tensor([[[1.0, 3.0]]]), one, 2 * one, 5 * one)
+    tensor([[[5., 9.]]])
+    """
+    operands = (input, mean, scale, shift)
+    if has_torch_function_variadic(*operands):
+        return handle_torch_function(plane_affine, operands, *operands)
+    _check_feature_map(input)
+    _dispatch.check_operands("plane_affine", input, None, None)
+    grid, dtype = input.shape[:2], reference.statistics_dtype(input)
+    for name, values in (("mean", mean), ("scale", scale), ("shift", shift)):
+        pairs = zip(reversed(values.shape), reversed(grid), strict=False)
+        if values.dim() > 2 or any(size not in (1, whole) for size, whole in pairs):
+            raise ValueError(
+                f"{name} should broadcast to {tuple(grid)}, one value for each plane of the input "
+                f"{tuple(input.shape)}, not have shape {tuple(values.shape)}"
+            )
+    mean, scale, shift = (values.to(dtype).expand(grid) for values in (mean, scale, shift))
+    if _leaves_the_process():
+        return reference.apply(input, mean, scale, shift)
+    return _engine.affine(input, mean, scale, shift)
+
+
+def _check_feature_map(input: Tensor) -> None:
+    if input.dim() < 3:
+        raise ValueError(
+            f"expected a feature map (N, C, *S), got shape {tuple(input.shape)}: "
+            "add the missing dimensions"
+        )

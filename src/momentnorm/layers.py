@@ -295,13 +295,20 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
     __constants__ = [*nn.modules.batchnorm._NormBase.__constants__, *_OPTIONS]  # noqa: RUF012
 
     def forward(
-        self, input: Tensor, residual: Tensor | None = None, out: Tensor | None = None
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             # TorchScript skips this block.
             symbol: object = input
             if isinstance(symbol, Proxy):
-                leaf: Tensor = self._leaf(symbol, residual=residual, out=out)
+                leaf: Tensor = self._leaf(
+                    symbol, residual=residual, mask=mask, lengths=lengths, out=out
+                )
                 return leaf
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         momentum = 0.0 if self.momentum is None else self.momentum
@@ -328,6 +335,8 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
                 self.activation,
                 self.negative_slope,
                 residual,
+                mask,
+                lengths,
                 self.inplace,
                 out,
             )
@@ -343,6 +352,8 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
             activation=self.activation,
             negative_slope=self.negative_slope,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
             inplace=self.inplace,
             out=out,
         )
@@ -390,7 +401,7 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
         negative_slope: of "leaky_relu".
         inplace: write the output over the input; an error where autograd would record the call.
 
-    A call takes, beside the input, ``residual`` and ``out``, as
+    A call takes, beside the input, ``residual``, ``mask``, ``lengths`` and ``out``, as
     :func:`momentnorm.functional.batch_norm` does.
 
     Shape:
@@ -472,7 +483,7 @@ class GroupNorm(_Norm, nn.GroupNorm):
         negative_slope: of "leaky_relu".
         inplace: write the output over the input; an error where autograd would record the call.
 
-    A call takes, beside the input, ``residual`` and ``out``, as
+    A call takes, beside the input, ``residual``, ``mask``, ``lengths`` and ``out``, as
     :func:`momentnorm.functional.group_norm` does.
 
     Shape:
@@ -494,13 +505,20 @@ class GroupNorm(_Norm, nn.GroupNorm):
     __constants__ = [*nn.GroupNorm.__constants__, *_OPTIONS]  # noqa: RUF012
 
     def forward(
-        self, input: Tensor, residual: Tensor | None = None, out: Tensor | None = None
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             # TorchScript skips this block.
             symbol: object = input
             if isinstance(symbol, Proxy):
-                leaf: Tensor = self._leaf(symbol, residual=residual, out=out)
+                leaf: Tensor = self._leaf(
+                    symbol, residual=residual, mask=mask, lengths=lengths, out=out
+                )
                 return leaf
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             # A script may run where momentnorm is not installed: give it the standard operators.
@@ -513,6 +531,8 @@ class GroupNorm(_Norm, nn.GroupNorm):
                 self.activation,
                 self.negative_slope,
                 residual,
+                mask,
+                lengths,
                 self.inplace,
                 out,
             )
@@ -525,6 +545,8 @@ class GroupNorm(_Norm, nn.GroupNorm):
             activation=self.activation,
             negative_slope=self.negative_slope,
             residual=residual,
+            mask=mask,
+            lengths=lengths,
             inplace=self.inplace,
             out=out,
         )

@@ -38,8 +38,9 @@ class Moments:
     var: Tensor
 
     @classmethod
+    @torch.no_grad()
     def of(cls, x: Tensor) -> Moments:
-        """The moments of each plane of a feature map (N, C, \\*S)."""
+        """The moments of each plane of a feature map (N, C, \\*S), outside autograd."""
         if x.dim() < 3:
             raise ValueError(f"expected a feature map (N, C, *S), got shape {tuple(x.shape)}")
         mean, var = _engine.moments(x)

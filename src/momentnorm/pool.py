@@ -8,7 +8,7 @@ normalized with, again (N, C) or broadcastable to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -59,11 +59,12 @@ class Pool:
                     f"Pool({name}={size}): a pool spans at least 1; use None for all {name}"
                 )
 
-    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool per-plane ``mean`` and ``var``, both (N, C); the results are (N, C) too."""
-        if self.samples == 1 and self.channels == 1:
-            return mean, var
-        batch, width = mean.shape
+    def sizes(self, batch: int, width: int) -> tuple[int, int]:
+        """How many samples and channels one pool spans on a grid of ``batch`` x ``width``.
+
+        Raises:
+            ValueError: they do not divide the grid.
+        """
         samples = batch if self.samples is None else self.samples
         channels = width if self.channels is None else self.channels
         for name, whole, part in (("samples", batch, samples), ("channels", width, channels)):
@@ -71,17 +72,36 @@ class Pool:
                 raise ValueError(
                     f"{self} does not divide {whole} {name}: choose a divisor of {whole}"
                 )
+        return max(samples, 1), max(channels, 1)
+
+    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Pool per-plane ``mean`` and ``var``, both (N, C); the results are (N, C) too."""
+        pooled_mean, pooled_var = self.merge(mean, var)
+        return self.spread(pooled_mean, mean.shape), self.spread(pooled_var, mean.shape)
+
+    def average(self, values: Tensor) -> Tensor:
+        """The mean of the planes' values, (N, C), in each pool: (N / samples, C / channels)."""
+        batch, width = values.shape
+        samples, channels = self.sizes(batch, width)
         # One pool is the rectangle of axes 1 and 3.
-        grid = (batch // max(samples, 1), samples, width // max(channels, 1), channels)
-        means, variances = mean.reshape(grid), var.reshape(grid)
-        pooled_mean = means.mean((1, 3), keepdim=True)
-        pooled_var = variances.mean((1, 3), keepdim=True) + (means - pooled_mean).square().mean(
-            (1, 3), keepdim=True
-        )
-        return (
-            pooled_mean.expand(grid).reshape(batch, width),
-            pooled_var.expand(grid).reshape(batch, width),
-        )
+        return values.reshape(batch // samples, samples, width // channels, channels).mean((1, 3))
+
+    def merge(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """The moments of each pool, from those of its planes: one value for each."""
+        if self.samples == 1 and self.channels == 1:
+            return mean, var
+        pooled_mean = self.average(mean)
+        off_centre = mean - self.spread(pooled_mean, mean.shape)
+        return pooled_mean, self.average(var) + self.average(off_centre.square())
+
+    def spread(self, values: Tensor, grid: Sequence[int]) -> Tensor:
+        """One value for each pool -> one for each plane of a grid (N, C)."""
+        if self.samples == 1 and self.channels == 1:
+            return values
+        batch, width = grid
+        samples, channels = self.sizes(batch, width)
+        whole = (batch // samples, samples, width // channels, channels)
+        return values[:, None, :, None].expand(whole).reshape(batch, width)
 
 
 #: One plane, one pool: Instance Normalization.

@@ -107,6 +107,8 @@ class _SwitchableNorm(nn.Module):
         using_moving_average: bool = True,
         using_bn: bool = True,
         last_gamma: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.num_features = num_features
@@ -116,13 +118,17 @@ class _SwitchableNorm(nn.Module):
         self.using_bn = using_bn
         self.last_gamma = last_gamma
         per_channel = (1, num_features) + (1,) * self._spatial_dimensions
-        self.weight = nn.Parameter(torch.empty(per_channel))
-        self.bias = nn.Parameter(torch.empty(per_channel))
+
+        def empty(*shape: int) -> Tensor:
+            return torch.empty(shape, device=device, dtype=dtype)
+
+        self.weight = nn.Parameter(empty(*per_channel))
+        self.bias = nn.Parameter(empty(*per_channel))
         kinds = len(self._kinds())
-        self.mean_weight = nn.Parameter(torch.empty(kinds))
-        self.var_weight = nn.Parameter(torch.empty(kinds))
+        self.mean_weight = nn.Parameter(empty(kinds))
+        self.var_weight = nn.Parameter(empty(kinds))
         for name in ("running_mean", "running_var"):
-            self.register_buffer(name, torch.empty(per_channel[:3]) if using_bn else None)
+            self.register_buffer(name, empty(*per_channel[:3]) if using_bn else None)
         self.reset_parameters()
 
     def _kinds(self) -> tuple[str, ...]:
@@ -244,8 +250,11 @@ class SwitchableNorm1d(_SwitchableNorm):
         eps: float = 1e-5,
         momentum: float = 0.997,
         using_moving_average: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, using_moving_average, True, False)
+        options = using_moving_average, True, False
+        super().__init__(num_features, eps, momentum, *options, device, dtype)
 
 
 class SwitchableNorm2d(_SwitchableNorm):
@@ -260,9 +269,6 @@ class SwitchableNorm2d(_SwitchableNorm):
     moments "in" are those of each plane, its variance unbiased, as in the authors' code; "ln" and
     "bn" pool them over the channels and over the batch. Gradients flow through all three. In
     evaluation the running statistics stand for "bn".
-
-    The proportions need gradients, so a training step is made of torch's own operators; without
-    gradients, and where both weights are frozen, the kernels do it.
 
     Args:
         num_features: C, the number of channels.
@@ -305,8 +311,11 @@ class SwitchableNorm2d(_SwitchableNorm):
         using_moving_average: bool = True,
         using_bn: bool = True,
         last_gamma: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, using_moving_average, using_bn, last_gamma)
+        options = using_moving_average, using_bn, last_gamma
+        super().__init__(num_features, eps, momentum, *options, device, dtype)
 
 
 class SwitchableNorm3d(_SwitchableNorm):
@@ -368,9 +377,6 @@ class BatchInstanceNorm2d(nn.modules.batchnorm._NormBase):
     and each step starts from a clamped one. After the last step call it once more, if the gates
     themselves are to be read; evaluation uses them clamped, and changes nothing.
 
-    The gates need gradients, so a training step is made of torch's own operators; without
-    gradients, and where the gates are frozen, the kernels do it.
-
     Args:
         num_features, eps, momentum, affine, track_running_stats: as in
             :class:`torch.nn.BatchNorm2d`, and so are the parameters and the buffers.
@@ -396,9 +402,11 @@ class BatchInstanceNorm2d(nn.modules.batchnorm._NormBase):
         momentum: float | None = 0.1,
         affine: bool = True,
         track_running_stats: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats)
-        self.gate = nn.Parameter(torch.ones(num_features))
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        self.gate = nn.Parameter(torch.ones(num_features, device=device, dtype=dtype))
 
     def reset_parameters(self) -> None:
         """As torch's; and all gates open."""
@@ -476,7 +484,13 @@ class IBN(nn.Module):
     torch.Size([2, 4, 8, 8])
     """
 
-    def __init__(self, num_features: int, ratio: float = 0.5) -> None:
+    def __init__(
+        self,
+        num_features: int,
+        ratio: float = 0.5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         first = int(num_features * ratio)
         if not 0 < first < num_features:
@@ -486,8 +500,8 @@ class IBN(nn.Module):
             )
         self.num_features = num_features
         self.instance_channels = first
-        self.IN = InstanceNorm2d(first, affine=True)
-        self.BN = BatchNorm2d(num_features - first)
+        self.IN = InstanceNorm2d(first, affine=True, device=device, dtype=dtype)
+        self.BN = BatchNorm2d(num_features - first, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         # Copies, in the input's own layout: half of the channels are not together in memory.

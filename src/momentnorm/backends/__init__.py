@@ -19,13 +19,16 @@ it is read: ``y = activation((x - mean) * scale + shift + residual)``, and
 needs_residual=False)``
     ``a * g + b * (x - mean) + c`` and, where needed, ``g`` (else None), both in x's dtype and
     memory layout.
-``normalize(x, weight, bias, eps, tail=PLAIN, out=None)``
-    ``y, mean, var``: moments and apply in one visit of each plane, for the pool of one plane.
-``normalize_backward(gradient, x, mean, var, weight, bias, eps, tail=PLAIN, needs_residual=False)``
+``normalize(x, weight, bias, eps, pool=INSTANCE, tail=PLAIN, out=None)``
+    ``y, mean, var``: moments and apply in one visit of each pool. ``pool`` is a rectangle of
+    planes, a :class:`momentnorm.Pool`; mean and var have one value for each of them,
+    (N / samples, C / channels). weight and bias are (C,).
+``normalize_backward(gradient, x, mean, var, weight, bias, eps, pool=INSTANCE, tail=PLAIN,
+needs_residual=False)``
     Its backward: ``dx, g or None, dweight, dbias, sums``, where dweight and dbias are (C,), already
     summed over the samples, in the dtype of the weight, or else of the bias, or else of the
-    statistics, and sums are those of ``gradient_sums``, (2, N, C). The value of the bias is only
-    read with an activation.
+    statistics, and sums, for the pool of one plane, are those of ``gradient_sums``, (2, N, C), and
+    None for others. The value of the bias is only read with an activation.
 
 ``out`` has x's shape, dtype and strides, and may be x itself. A residual may have other strides
 than x. Without an activation ``g`` is the gradient, so the engine passes no tail to a backward.

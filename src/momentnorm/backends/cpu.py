@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
-from . import ACTIVATIONS, PLAIN, Tail
+from ..pool import INSTANCE, Pool
+from . import ACTIVATIONS, PLAIN, Tail, reference
 
 name = "cpu"
 
@@ -310,9 +311,15 @@ def normalize(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    pool: Pool = INSTANCE,
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if pool != INSTANCE:
+        mean, var = pool.merge(*moments(x))
+        centre, spread_var = (pool.spread(values, x.shape[:2]) for values in (mean, var))
+        scale, shift = reference.scale(weight, spread_var, eps), reference.shift(bias, centre)
+        return apply(x, centre, scale, shift, tail, out), mean, var
     y = _output(x) if out is None else out
     mean, var = _per_plane(x)
     if weight is not None:
@@ -397,9 +404,22 @@ def normalize_backward(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    pool: Pool = INSTANCE,
     tail: Tail = PLAIN,
     needs_residual: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+    if pool != INSTANCE:
+        grid = x.shape[:2]
+        mean, var = pool.spread(mean, grid), pool.spread(var, grid)
+        inverse_std, a = reference.scale(None, var, eps), reference.scale(weight, var, eps)
+        forward = a, reference.shift(bias, mean), tail
+        totals, weighted = gradient_sums(gradient, x, mean, *forward)
+        b, c = (pool.spread(pool.average(a * part), grid) for part in (weighted, totals))
+        b, c = (-part / x.shape[2:].numel() for part in (b * inverse_std.square(), c))
+        dx, dresidual = apply_gradient(gradient, x, mean, a, b, c, *forward, needs_residual)
+        dtype = _parameters(weight, bias)
+        dweight = (weighted * inverse_std).sum(0).to(dtype)
+        return dx, dresidual, dweight, totals.sum(0).to(dtype), None
     gradient = _laid_out_as(x, gradient)
     if weight is not None:
         weight = _readable(weight)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..pool import INSTANCE, Policy, Pool
 from . import PLAIN, Tail
 
 name = "reference"
@@ -114,11 +115,28 @@ def normalize(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    pool: Pool = INSTANCE,
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, var = normalize_by(pool, x, weight, bias, eps, tail, out)
+    return y, *pool.merge(mean, var)
+
+
+def normalize_by(
+    policy: Policy,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for any policy, with the moments of the planes, and weights (C,) or (N, C)."""
     mean, var = moments(x)
-    return apply(x, mean, scale(weight, var, eps), shift(bias, mean), tail, out), mean, var
+    pooled_mean, pooled_var = policy(mean, var)
+    a = scale(weight, pooled_var, eps).expand(mean.shape)
+    return apply(x, pooled_mean.expand(mean.shape), a, shift(bias, mean), tail, out), mean, var
 
 
 def _through_activation(
@@ -179,16 +197,21 @@ def normalize_backward(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    pool: Pool = INSTANCE,
     tail: Tail = PLAIN,
     needs_residual: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+    grid = x.shape[:2]
+    mean, var = pool.spread(mean, grid), pool.spread(var, grid)
     inverse_std, a = scale(None, var, eps), scale(weight, var, eps)
     forward = a, shift(bias, mean), tail
     sums, weighted_sums = gradient_sums(gradient, x, mean, *forward)
-    count = x.shape[2:].numel()
-    b, c = -a * inverse_std.square() * weighted_sums / count, -a * sums / count
+    # What flows through the variance, and through the mean.
+    b, c = (pool.spread(pool.average(a * part), grid) for part in (weighted_sums, sums))
+    b, c = (-part / x.shape[2:].numel() for part in (b * inverse_std.square(), c))
     dx, dresidual = apply_gradient(gradient, x, mean, a, b, c, *forward, needs_residual)
     parameter = bias if weight is None else weight
     dtype = mean.dtype if parameter is None else parameter.dtype
     dweight, dbias = (weighted_sums * inverse_std).sum(0).to(dtype), sums.sum(0).to(dtype)
-    return dx, dresidual, dweight, dbias, torch.stack((sums, weighted_sums))
+    found = torch.stack((sums, weighted_sums)) if pool == INSTANCE else None
+    return dx, dresidual, dweight, dbias, found

@@ -1,0 +1,54 @@
+"""The examples of the docstrings are what one sees."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+import torch
+
+import momentnorm
+
+MODULES = [
+    "_dispatch",
+    "conditional",
+    "explain.explore",
+    "explain.figure",
+    "functional",
+    "layers",
+    "moments",
+    "norm_activation",
+    "pool",
+    "relatives",
+]
+
+
+def _examples():
+    finder = doctest.DocTestFinder()
+    for name in MODULES:
+        module = importlib.import_module(f"momentnorm.{name}")
+        names = {"torch": torch, **vars(momentnorm), **vars(module)}
+        for test in finder.find(module, extraglobs=names):
+            if test.examples:
+                yield pytest.param(test, id=test.name)
+
+
+@pytest.mark.parametrize("test", list(_examples()))
+def test_example(test):
+    report = []
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    runner.run(test, out=report.append)
+    assert not runner.failures, "".join(report)
+
+
+def test_every_public_class_has_an_example():
+    documented = {parameter.id.split(".")[-1] for parameter in _examples()}
+    ours = [
+        name
+        for name in momentnorm.__all__
+        if isinstance(getattr(momentnorm, name), type)
+        and getattr(momentnorm, name).__module__.startswith("momentnorm.")
+        and not name.startswith("Lazy")
+    ]
+    assert set(ours) <= documented
