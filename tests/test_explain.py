@@ -80,23 +80,64 @@ LAYERS = {
     ),
     "ibn": (lambda: momentnorm.IBN(4, 0.25), (2, 4, 3, 5)),
     "contrast": (lambda: momentnorm.ContrastNorm2d(0.5), (2, 4, 3, 5)),
+    "filter response": (lambda: momentnorm.FilterResponseNorm2d(4), (2, 4, 3, 5)),
+    "filter response learned eps": (
+        lambda: momentnorm.FilterResponseNorm2d(4, learnable_eps=True, threshold=False),
+        (2, 4, 3, 5),
+    ),
+    "evonorm s0": (lambda: momentnorm.EvoNorm2dS0(4, 2), (2, 4, 3, 5)),
+    "evonorm b0": (lambda: momentnorm.EvoNorm2dB0(4), (2, 4, 3, 5)),
+    "conditional": (lambda: momentnorm.ConditionalInstanceNorm2d(4, 3), (2, 4, 3, 5)),
+    "conditional mixed": (lambda: momentnorm.ConditionalInstanceNorm2d(4, 3), (2, 4, 3, 5)),
+    "adaptive": (lambda: momentnorm.AdaptiveInstanceNorm2d(4), (2, 4, 3, 5)),
+    "adain": (lambda: momentnorm.AdaIN(), (2, 4, 3, 5)),
+    "adain pytorch": (lambda: momentnorm.AdaIN(variant="pytorch"), (2, 4, 3, 5)),
+    "spade": (lambda: momentnorm.SPADE(4, 2, hidden_channels=8), (2, 4, 3, 5)),
+    "spade batch": (
+        lambda: momentnorm.SPADE(4, 2, norm="batch", hidden_channels=8),
+        (2, 4, 3, 5),
+    ),
 }
+
+#: What else a call takes.
+OPERANDS = {
+    "conditional": lambda: (torch.tensor([2, 0]),),
+    "conditional mixed": lambda: (torch.tensor([0.5, 0.2, 0.3]),),
+    "adaptive": lambda: (torch.randn(2, 4), torch.randn(2, 4)),
+    "adain": lambda: (torch.randn(2, 4, 7, 2),),
+    "adain pytorch": lambda: (torch.randn(1, 4, 7, 2),),
+    "spade": lambda: (torch.randn(2, 2, 6, 6),),
+    "spade batch": lambda: (torch.randn(2, 2, 6, 6),),
+}
+
+#: These compute in the input's dtype where the reference does not, and are compared in float64.
+IN_THEIR_DTYPE = (
+    "adain",
+    "adain pytorch",
+    "conditional mixed",
+    "spade",
+    "spade batch",
+    "evonorm s0",
+    "evonorm b0",
+)
 
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 
 
 def made(kind, dtype=torch.float32, training=True):
-    """The layer with parameters and buffers unlike their first values, and an input."""
+    """The layer with parameters and buffers unlike their first values, and its operands."""
     make, shape = LAYERS[kind]
     x = torch.randn(shape).to(dtype) * 3 + 2
+    more = OPERANDS.get(kind, tuple)()
     layer = make()
     with torch.no_grad():
-        layer(x.float().clone())  # lazy layers have parameters now; buffers have moved
+        layer(x.float().clone(), *more)  # lazy layers have parameters now; buffers have moved
         for parameter in layer.parameters():
             parameter.copy_(torch.randn_like(parameter))
         if hasattr(layer, "gate"):
             layer.gate.copy_(torch.tensor([0.0, 0.3, 1.0, 1.2]))
-    return layer.to(dtype).train(training), x
+    more = tuple(one.to(dtype) if one.is_floating_point() else one for one in more)
+    return layer.to(dtype).train(training), x, *more
 
 
 @every_layer
@@ -105,14 +146,16 @@ def made(kind, dtype=torch.float32, training=True):
 def test_the_last_step_is_the_output(kind, training, dtype):
     if dtype == torch.bfloat16 and kind.startswith("local response"):
         pytest.skip("torch has no average pooling of bfloat16 on the CPU")
-    layer, x = made(kind, dtype, training)
-    trace = explain(layer, x)
+    layer, x, *more = made(kind, dtype, training)
+    trace = explain(layer, x, *more)
     with torch.no_grad(), momentnorm.use_backend("reference"):
-        y = copy.deepcopy(layer)(x.clone())
+        y = copy.deepcopy(layer)(x.clone(), *more)
     assert trace.y.dtype == dtype
     assert trace.y.shape == y.shape
-    if type(layer).__module__.startswith("torch.nn"):  # their arithmetic is in another dtype
+    if type(layer).__module__.startswith("torch.nn") or kind in IN_THEIR_DTYPE:
         close = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2}[dtype]
+        if kind.startswith("spade"):
+            close *= 8  # three convolutions
         torch.testing.assert_close(trace.y, y, rtol=close, atol=close)
     else:
         assert torch.equal(trace.y, y)
@@ -121,10 +164,10 @@ def test_the_last_step_is_the_output(kind, training, dtype):
 @every_layer
 @pytest.mark.parametrize("training", [True, False])
 def test_the_layer_stays_as_it_is(kind, training):
-    layer, x = made(kind, training=training)
+    layer, x, *more = made(kind, training=training)
     before = {name: value.clone() for name, value in layer.state_dict().items()}
     kept, hooked = x.clone(), layer.training
-    explain(layer, x, gradient="ones")
+    explain(layer, x, *more, gradient="ones")
     assert torch.equal(x, kept)
     assert layer.training == hooked
     assert all(parameter.grad is None for parameter in layer.parameters())
@@ -137,34 +180,36 @@ def test_the_layer_stays_as_it_is(kind, training):
 @every_layer
 @pytest.mark.parametrize("training", [True, False])
 def test_running_statistics_after_are_what_a_call_leaves(kind, training):
-    layer, x = made(kind, training=training)
-    trace = explain(layer, x)
+    layer, x, *more = made(kind, training=training)
+    trace = explain(layer, x, *more)
     with torch.no_grad(), momentnorm.use_backend("reference"):
-        layer(x.clone())
+        layer(x.clone(), *more)
     theirs = {step.name: step.values for step in trace.part(RUNNING)}
     moved = [name for name in theirs if not name.endswith(("_before", "_of_batch"))]
     buffers = dict(layer.named_buffers())
     for name in moved:
         after = buffers[name].flatten()
         torch.testing.assert_close(theirs[name], after, rtol=1e-6, atol=1e-6)
-    if training and any("running" in name for name in buffers):
+    if training and any("running" in name for name in buffers) and kind != "adaptive":
         assert moved
 
 
 @every_layer
 @pytest.mark.parametrize("training", [True, False])
 def test_the_gradients_are_those_of_the_layer(kind, training):
-    layer, x = made(kind, torch.float64, training)
+    layer, x, *more = made(kind, torch.float64, training)
     if getattr(layer, "inplace", False):
         layer.inplace = False
     gradient = torch.randn_like(x)
-    trace = explain(layer, x, gradient=gradient)
+    trace = explain(layer, x, *more, gradient=gradient)
     leaf = x.clone().requires_grad_()
     with momentnorm.use_backend("reference"):
-        layer(leaf).backward(gradient)
+        layer(leaf, *more).backward(gradient)
     torch.testing.assert_close(trace["dx"].values, leaf.grad, rtol=1e-9, atol=1e-9)
     for name, parameter in layer.named_parameters():
         owner, _, last = name.rpartition(".")
+        if kind.startswith(("conditional", "spade")):
+            continue  # theirs are of what the weights are computed from
         step = trace[f"{owner}.d{last}" if owner else f"d{last}"]
         expected = parameter.grad.reshape(step.shape)
         torch.testing.assert_close(step.values, expected, rtol=1e-9, atol=1e-9)
@@ -172,8 +217,8 @@ def test_the_gradients_are_those_of_the_layer(kind, training):
 
 @every_layer
 def test_the_steps_can_be_shown(kind):
-    layer, x = made(kind)
-    trace = explain(layer, x).backward("one")
+    layer, x, *more = made(kind)
+    trace = explain(layer, x, *more).backward("one")
     assert [step.part for step in trace] == sorted((s.part for s in trace), key=PARTS.index)
     assert len(set(trace.names)) == len(trace)
     for step in trace:

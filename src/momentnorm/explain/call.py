@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._dispatch import use_backend
 from ..backends.reference import statistics_dtype
+from . import adaptive as _registers  # noqa: F401
 from .explanation import Explanation
 from .family import explanation_of, with_our_arithmetic
 from .names import build
@@ -33,7 +34,7 @@ _FLOAT64 = 1e-9
 def explain(
     layer: nn.Module | str,
     x: Tensor | Any,
-    *,
+    *operands: Any,
     gradient: Tensor | str | None = None,
     residual: Tensor | None = None,
     **options: Any,
@@ -53,6 +54,8 @@ def explain(
             such as "instance" (:func:`momentnorm.explain.names` lists them), for a layer made for
             this input.
         x: the input, (N, C, \*S), or what else the layer takes; lists and arrays become tensors.
+        operands: what else the layer's call takes by position: the style of AdaIN, the labels of
+            ConditionalInstanceNorm2d, the map of SPADE.
         gradient: dL/dy, or "ones", or "one" (of the first output alone): adds the backward, as
             :meth:`Trace.backward` does.
         residual: what the layer's call takes under this name.
@@ -91,13 +94,16 @@ def explain(
         residual = torch.as_tensor(residual).detach()
     before = _initialized(layer, x)
     after = with_our_arithmetic(copy.deepcopy(before))
-    expected = _call(after, x, residual)
-    explanation = explanation_of(before, x, residual)
+    expected = _call(after, x, residual, operands)
+    with use_backend("reference"):  # what an explanation computes beforehand
+        explanation = explanation_of(before, x, residual, *operands)
     steps = Steps()
     leaf = x.to(statistics_dtype(x), copy=True).requires_grad_()
     y = explanation.forward(steps, leaf)
     trace = Trace(repr(layer), explanation.summary, steps.recorded, [], list(explanation.notes))
-    trace.checks.append(_check_output(trace, explanation, after, x, y, residual, expected))
+    trace.checks.append(
+        _check_output(trace, explanation, after, x, y, residual, operands, expected)
+    )
     trace.checks += _check_buffers(trace, before, after)
     trace.notes += _more_notes(trace, before, after, x, residual)
 
@@ -114,7 +120,7 @@ def explain(
             list(trace.notes),
             continue_backward,
         )
-        _check_backward(longer, explanation, before, leaf, residual, arriving, found)
+        _check_backward(longer, explanation, before, leaf, residual, operands, arriving, found)
         return longer
 
     trace.continue_backward = continue_backward
@@ -166,17 +172,29 @@ def _initialized(layer: nn.Module, x: Tensor) -> nn.Module:
     return prepared
 
 
-def _call(layer: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
+def _call(
+    layer: nn.Module, x: Tensor, residual: Tensor | None, operands: tuple[Any, ...]
+) -> Tensor:
     """The layer's output by the reference. An ``inplace`` layer writes over a copy."""
     more = {} if residual is None else {"residual": residual}
     with torch.no_grad(), use_backend("reference"):
-        y: Tensor = layer(x.clone(), **more)
+        y: Tensor = layer(x.clone(), *operands, **more)
     return y
 
 
 def _in_float64(layer: nn.Module, x: Tensor) -> nn.Module:
     """A copy with the same values in the statistics' type."""
     return copy.deepcopy(layer).to(statistics_dtype(x))
+
+
+def _widened(operands: tuple[Any, ...], x: Tensor) -> tuple[Any, ...]:
+    """The operands that are in floating point in the statistics' type."""
+    return tuple(
+        one.detach().to(statistics_dtype(x))
+        if isinstance(one, Tensor) and one.is_floating_point()
+        else one
+        for one in operands
+    )
 
 
 def _check_output(
@@ -186,6 +204,7 @@ def _check_output(
     x: Tensor,
     y: Tensor,
     residual: Tensor | None,
+    operands: tuple[Any, ...],
     expected: Tensor,
 ) -> Check:
     if explanation.exact:
@@ -193,10 +212,10 @@ def _check_output(
         text = "the last step has the bits of the layer's output (by the reference backend)"
     else:
         wide = _in_float64(after, x)
-        theirs = _call(wide, x.to(statistics_dtype(x)), residual)
+        theirs = _call(wide, x.to(statistics_dtype(x)), residual, _widened(operands, x))
         difference = largest_difference(y.detach(), theirs)
         bound = _FLOAT64 * max(1.0, _largest(theirs))
-        text = "the last step is the output of torch's own layer, to the rounding of float64"
+        text = "the last step is what the layer returns in float64, to its rounding"
     if difference > bound:
         raise TraceMismatchError(
             f"the steps do not lead to the output of {trace.layer}: they differ by up to "
@@ -232,6 +251,7 @@ def _check_backward(
     before: nn.Module,
     x: Tensor,
     residual: Tensor | None,
+    operands: tuple[Any, ...],
     gradient: Tensor,
     found: dict[str, Tensor],
 ) -> None:
@@ -240,7 +260,7 @@ def _check_backward(
         trace.notes.append("The backward is not checked: the input or gradient is not finite.")
         return
     by_graph = explanation.autograd(x, gradient)
-    by_layer = _layers_own_backward(before, x, residual, gradient)
+    by_layer = _layers_own_backward(before, x, residual, operands, gradient)
     backward = trace.part(BACKWARD)
     coefficients = [step.values for step in backward if step.name.split(".")[-1] == "a"]
     reach = max([1.0, *map(_largest, coefficients)])
@@ -267,23 +287,27 @@ def _check_backward(
 
 
 def _layers_own_backward(
-    before: nn.Module, x: Tensor, residual: Tensor | None, gradient: Tensor
+    before: nn.Module,
+    x: Tensor,
+    residual: Tensor | None,
+    operands: tuple[Any, ...],
+    gradient: Tensor,
 ) -> dict[str, Tensor]:
     layer: Any = with_our_arithmetic(_in_float64(before, x.detach()))
     if hasattr(layer, "inplace"):
         layer.inplace = False
-    operands: dict[str, Tensor] = {"x": x.detach().clone().requires_grad_()}
+    wanted: dict[str, Tensor] = {"x": x.detach().clone().requires_grad_()}
     more = {}
     if residual is not None:
-        operands["residual"] = residual.to(x.dtype).requires_grad_()
-        more["residual"] = operands["residual"]
-    operands |= {name: values for name, values in layer.named_parameters() if values.requires_grad}
+        wanted["residual"] = residual.to(x.dtype).requires_grad_()
+        more["residual"] = wanted["residual"]
+    wanted |= {name: values for name, values in layer.named_parameters() if values.requires_grad}
     with torch.enable_grad(), use_backend("reference"):
-        y = layer(operands["x"], **more)
+        y = layer(wanted["x"], *_widened(operands, x), **more)
         gradients = torch.autograd.grad(
-            y, list(operands.values()), gradient, allow_unused=True, materialize_grads=True
+            y, list(wanted.values()), gradient, allow_unused=True, materialize_grads=True
         )
-    return dict(zip(operands, gradients, strict=True))
+    return dict(zip(wanted, gradients, strict=True))
 
 
 def _largest(values: Tensor) -> float:

@@ -27,8 +27,8 @@ class Explanation:
         leaves: the operands that have a gradient, but for x, by the layer's own names for its
             parameters ("weight"), in the statistics' type.
         exact: whether the layer computes by momentnorm's reference, so that the last step has to
-            equal its output bit by bit. Otherwise (torch's own arithmetic, in the input's dtype)
-            the two are compared in float64.
+            equal its output bit by bit. Otherwise (arithmetic in the input's dtype, as in torch's
+            own layers) the two are compared in float64.
     """
 
     summary: str = ""

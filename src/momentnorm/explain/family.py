@@ -28,8 +28,9 @@ from .running import Update
 from .statistics import Given, MeanSquare, Pooled, Statistics
 from .trace import ExplainError
 
-#: From a layer, its input and the residual, if any, to what the layer does with them.
-Explainer = Callable[[Any, Tensor, "Tensor | None"], Explanation]
+#: From a layer, its input, the residual, if any, and what else its call takes, to what the layer
+#: does with them.
+Explainer = Callable[..., Explanation]
 
 _EXPLAINERS: dict[type[nn.Module], Explainer] = {}
 
@@ -39,8 +40,8 @@ _Function = TypeVar("_Function", bound=Explainer)
 def explains(*classes: type[nn.Module]) -> Callable[[_Function], _Function]:
     """Register the function below as the explanation of these classes and their subclasses.
 
-    It is called with the layer, the input and the residual (or None) and returns an
-    :class:`Explanation`. It reads the layer and never changes it.
+    It is called with the layer, the input, the residual (or None) and what else the layer's call
+    takes by position, and returns an :class:`Explanation`. It reads the layer and never changes it.
 
     >>> import momentnorm
     >>> from momentnorm.explain import Planes, Pooled, explains
@@ -62,7 +63,9 @@ def explains(*classes: type[nn.Module]) -> Callable[[_Function], _Function]:
     return register
 
 
-def explanation_of(layer: nn.Module, x: Tensor, residual: Tensor | None) -> Explanation:
+def explanation_of(
+    layer: nn.Module, x: Tensor, residual: Tensor | None, *operands: Any
+) -> Explanation:
     """What this layer does to this input.
 
     Raises:
@@ -70,7 +73,7 @@ def explanation_of(layer: nn.Module, x: Tensor, residual: Tensor | None) -> Expl
     """
     for one in type(layer).__mro__:
         if one in _EXPLAINERS:
-            return _EXPLAINERS[one](layer, x, residual)
+            return _EXPLAINERS[one](layer, x, residual, *operands)
     known = ", ".join(sorted({one.__name__.lstrip("_") for one in _EXPLAINERS}))
     raise ExplainError(
         f"no explanation is known for {type(layer).__name__}: explained are {known} and their "

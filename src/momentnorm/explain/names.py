@@ -94,6 +94,18 @@ def _contrast(x: Tensor, **options: Any) -> nn.Module:
     return _made(momentnorm.ContrastNorm2d, **options)
 
 
+def _filter_response(x: Tensor, **options: Any) -> nn.Module:
+    return _made(momentnorm.FilterResponseNorm2d, x.shape[1], **options)
+
+
+def _evonorm_b0(x: Tensor, **options: Any) -> nn.Module:
+    return _made(momentnorm.EvoNorm2dB0, x.shape[1], **options)
+
+
+def _evonorm_s0(x: Tensor, num_groups: int = 2, **options: Any) -> nn.Module:
+    return _made(momentnorm.EvoNorm2dS0, x.shape[1], groups=num_groups, **options)
+
+
 _MAKERS: dict[str, Callable[..., nn.Module]] = {
     "instance": _instance,
     "batch": _batch,
@@ -105,6 +117,9 @@ _MAKERS: dict[str, Callable[..., nn.Module]] = {
     "batch_instance": _batch_instance,
     "ibn": _ibn,
     "contrast": _contrast,
+    "filter_response": _filter_response,
+    "evonorm_b0": _evonorm_b0,
+    "evonorm_s0": _evonorm_s0,
 }
 
 
@@ -147,7 +162,17 @@ def build(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
 
 
 #: Options that are values of parameters and buffers, not arguments of a constructor.
-_VALUES = ("weight", "bias", "running_mean", "running_var", "mean_weight", "var_weight", "gate")
+_VALUES = (
+    "weight",
+    "bias",
+    "running_mean",
+    "running_var",
+    "mean_weight",
+    "var_weight",
+    "gate",
+    "tau",
+    "v",
+)
 
 
 @torch.no_grad()

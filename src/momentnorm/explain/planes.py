@@ -56,8 +56,11 @@ class Planes(Explanation):
         self.x = x
         self.statistics = statistics
         self.view = view or feature_map(x)
-        self.weight = self.leaf("weight", weight)
-        self.bias = self.leaf("bias", bias)
+        #: What is computed for each sample is no parameter, and has another name than one.
+        each = weight is not None and weight.dim() == 2 and not per_element
+        self.names = ("weight_of_sample", "bias_of_sample") if each else ("weight", "bias")
+        self.weight = self.leaf(self.names[0], weight)
+        self.bias = self.leaf(self.names[1], bias)
         self.residual = self.leaf("residual", residual)
         self.leaves.update(statistics.parameters)
         self.per_element = per_element
@@ -171,10 +174,11 @@ class Planes(Explanation):
         if planes.numel():
             steps.first_plane = planes.detach()[0, 0].flatten().tolist()
         steps.add(INPUT, "x", self.x, self.view.axes, "the input", "x", unit="x")
-        for name, values in (("weight", self.weight), ("bias", self.bias)):
+        for name, values in zip(self.names, (self.weight, self.bias), strict=True):
             if values is not None:
-                letter = r"\gamma" if name == "weight" else r"\beta"
-                of = "element of a row" if self.per_element else "channel"
+                letter = r"\gamma" if values is self.weight else r"\beta"
+                of = "element" if self.per_element else "channel"
+                of = "channel of each sample" if name.endswith("_of_sample") else of
                 axes = self.parameter_axes(values)
                 steps.add(INPUT, name, values, axes, f"{name} of each {of}", letter)
         if self.residual is not None:
@@ -195,8 +199,8 @@ class Planes(Explanation):
             values = values + reference._per_plane(shift, centred)
         if self.weight is None and self.bias is None:
             return values
-        times = "" if self.weight is None else " * weight"
-        plus = "" if self.bias is None else " + bias"
+        times = "" if self.weight is None else f" * {self.names[0]}"
+        plus = "" if self.bias is None else f" + {self.names[1]}"
         parts = [part for part in (self.weight, self.bias) if part is not None]
         text = "{}" + " * {}" * bool(times) + " + {}" * bool(plus) + " = {}"
         self.full(

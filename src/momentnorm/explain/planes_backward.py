@@ -142,13 +142,13 @@ def _plane_gradients(
     found = {}
     for name, parameter, values, formula, latex in (
         (
-            "weight",
+            of.names[0],
             of.weight,
             weighted_sums * inverse_std,
             "sum_g_centred / std",
             r"\sum_{n,i} g_i \hat x_i",
         ),
-        ("bias", of.bias, sums, "sum_g", r"\sum_{n,i} g_i"),
+        (of.names[1], of.bias, sums, "sum_g", r"\sum_{n,i} g_i"),
     ):
         if parameter is None:
             continue
@@ -162,7 +162,7 @@ def _plane_gradients(
             found[name],
             of.parameter_axes(parameter),
             f"d{name} = {formula}{over}",
-            rf"\partial L / \partial \{'gamma' if name == 'weight' else 'beta'} = {latex}",
+            rf"\partial L / \partial \{'gamma' if parameter is of.weight else 'beta'} = {latex}",
             worked=Worked(f"{text} = {{}}", (*numbers, float(found[name].flatten()[0]))),
         )
     return found

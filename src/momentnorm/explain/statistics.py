@@ -222,7 +222,11 @@ class Given:
 
 @dataclass(eq=False)
 class MeanSquare:
-    """RMS Normalization: nothing is subtracted, and the mean square stands for the variance."""
+    """RMS and Filter Response Normalization: the mean square, of which nothing is subtracted.
+
+    Args:
+        parameters: ``learned_eps``, (1,), whose size is added, where there is one.
+    """
 
     of_input = True
     as_it_is = False
@@ -230,21 +234,26 @@ class MeanSquare:
     parameters: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.zeros_like(mean), var + mean.square()
+        square = var + mean.square()
+        for learned_eps in self.parameters.values():
+            square = square + learned_eps.abs()
+        return torch.zeros_like(mean), square
 
     def record(self, steps: Steps, view: View, mean: Tensor, var: Tensor) -> None:
         _, square = self(mean, var)
         record_pools(steps, view, INSTANCE, mean)
         text, numbers = sum_of(steps.first_plane, "({})^2")
+        plus = " + |learned_eps|" if self.parameters else ""
         steps.add(
             STATISTICS,
             "mean_square",
             view.grid(square),
             view.grid_axes,
-            f"mean_square = sum(x^2) / m, over the m elements of a {view.of}",
+            f"mean_square = sum(x^2) / m{plus}, over the m elements of a {view.of}",
             r"\overline{x^2} = \frac{1}{m} \sum_{i} x_{i}^2",
             unit="x^2",
             worked=Worked(
-                f"({text}) / {len(steps.first_plane)} = {{}}", (*numbers, first_of(square))
+                f"({text}) / {len(steps.first_plane)}{' + {}' if plus else ''} = {{}}",
+                (*numbers, *map(first_of, self.parameters.values()), first_of(square)),
             ),
         )
