@@ -175,7 +175,7 @@ class _EvoNorm(Explanation):
         steps.add(INPUT, "x", self.x, axes_of(x), "the input", "x", unit="x")
         for name, letter in (("weight", r"\gamma"), ("bias", r"\beta"), ("v", "v")):
             steps.add(INPUT, name, self.leaves[name], ("C",), f"{name} of each channel", letter)
-        steps.first_plane = x.detach()[0, 0].flatten().tolist() if x.numel() else []
+        steps.first_plane = x.detach()[0, 0].flatten().tolist()
         mean, var = moments(x)
         record_plane_moments(steps, feature_map(x), mean, var)
         return mean, var
@@ -235,7 +235,7 @@ class _EvoNormB0(_EvoNorm):
         self.given = None if layer.training else running.to(statistics_dtype(x), copy=True)
         self.update: Update | None = None
         count = x.shape[0] * x.shape[2:].numel()
-        if layer.training and count:
+        if layer.training:
             self.update = Update(
                 "running_var",
                 running.clone(),

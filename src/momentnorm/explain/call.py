@@ -139,6 +139,10 @@ def _as_input(x: Any) -> Tensor:
             f"expected a feature map (N, C, *S), got shape {tuple(found.shape)}: "
             "add the missing dimensions"
         )
+    if not found.numel():
+        raise ExplainError(
+            f"the input {tuple(found.shape)} is empty: there is nothing to explain; pass a sample"
+        )
     return found
 
 

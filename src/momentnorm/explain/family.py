@@ -134,7 +134,7 @@ def _instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanatio
     statistics: Statistics
     if of_input:
         statistics = Pooled(INSTANCE)
-        if layer.running_mean is not None and x.numel():
+        if layer.running_mean is not None:
             count = planes.shape[2:].numel()
             updates = _updates(
                 layer,
@@ -265,7 +265,7 @@ def _switchable_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanat
         return given or policy.of_batch(mean, var)
 
     updates: tuple[Update, ...] = ()
-    if layer.training and layer.using_bn and x.numel():
+    if layer.training and layer.using_bn:
         share = 1 - layer.momentum if layer.using_moving_average else None
         what = "the batch's mean of each channel", "the batch's variance of each channel"
         if share is None:
@@ -318,7 +318,7 @@ def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
         return BATCH(mean, var) if given is None else given
 
     updates: tuple[Update, ...] = ()
-    if layer.training and layer.running_mean is not None and x.numel():
+    if layer.training and layer.running_mean is not None:
         share = layer.momentum
         if share is None:
             share = 1 / (int(layer.num_batches_tracked) + 1)

@@ -112,8 +112,6 @@ def _headings(axis: str, size: int) -> list[str]:
 def layout(step: Step, precision: int) -> Layout:
     """The values of a step as tables: the last two axes are rows and columns of one."""
     values = step.values
-    if not values.numel():
-        return Layout([], "empty: there are no values")
     axes = step.axes if values.dim() else ("",)
     values = values.reshape(1) if not values.dim() else values
     while values.dim() < 2:

@@ -38,9 +38,7 @@ class Contrast(Explanation):
             unit="x",
             worked=Worked(
                 f"{text} + {self.eps:g} = {{}}", (*numbers, float(divisor.detach().flatten()[0]))
-            )
-            if values
-            else None,
+            ),
         )
         y = x / divisor
         steps.add(
@@ -120,9 +118,7 @@ class LocalResponse(Explanation):
             "in front; none beyond the border",
             r"w_c = \sum_{j} x_{j}^2",
             unit="x^2",
-            worked=Worked(f"{text} = {{}}", (*numbers, float(squares.detach().flatten()[0])))
-            if first
-            else None,
+            worked=Worked(f"{text} = {{}}", (*numbers, float(squares.detach().flatten()[0]))),
         )
         divisor = (self.k + self.alpha / self.size * squares) ** self.beta
         steps.add(

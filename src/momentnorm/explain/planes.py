@@ -91,7 +91,7 @@ class Planes(Explanation):
 
     def moments(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance of each plane, where the statistics are made of them."""
-        if self.statistics.of_input and planes.numel():
+        if self.statistics.of_input:
             return reference.moments(planes)
         zero = torch.zeros(planes.shape[:2], dtype=planes.dtype, device=planes.device)
         return zero, zero
@@ -171,8 +171,7 @@ class Planes(Explanation):
         return backward(self, steps, x, gradient)
 
     def _record_input(self, steps: Steps, planes: Tensor) -> None:
-        if planes.numel():
-            steps.first_plane = planes.detach()[0, 0].flatten().tolist()
+        steps.first_plane = planes.detach()[0, 0].flatten().tolist()
         steps.add(INPUT, "x", self.x, self.view.axes, "the input", "x", unit="x")
         for name, values in zip(self.names, (self.weight, self.bias), strict=True):
             if values is not None:

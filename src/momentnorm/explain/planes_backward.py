@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
-from .statistics import sum_of
+from .statistics import first_of, sum_of
 from .trace import BACKWARD, Steps, Worked, of_first
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _plane_gradients(
             of.parameter_axes(parameter),
             f"d{name} = {formula}{over}",
             rf"\partial L / \partial \{'gamma' if parameter is of.weight else 'beta'} = {latex}",
-            worked=Worked(f"{text} = {{}}", (*numbers, float(found[name].flatten()[0]))),
+            worked=Worked(f"{text} = {{}}", (*numbers, first_of(found[name]))),
         )
     return found
 
@@ -192,13 +192,13 @@ def _record_dx(
         dmean, dvar, *dlearned = torch.autograd.grad(
             wanted,
             [*leaves, *learned],
-            [of for of, values in zip(reaching, pooled, strict=True) if values.requires_grad],
+            [one for one, values in zip(reaching, pooled, strict=True) if values.requires_grad],
             allow_unused=True,
             materialize_grads=True,
         )
     else:
         dmean, dvar, dlearned = torch.zeros_like(sums), torch.zeros_like(sums), []
-    count = max(planes.shape[2:].numel(), 1)
+    count = planes.shape[2:].numel()
     b, c = dvar * (2 / count), dmean / count
     of.grid(
         steps,
@@ -250,13 +250,13 @@ def _record_dx(
         if of_input
         else of_first("{} * {} = {}", a, g, dx),
     )
-    for (name, parameter), values in zip(of.statistics.parameters.items(), dlearned, strict=False):
+    for name, values in zip(of.statistics.parameters, dlearned, strict=False):
         found[name] = values
         steps.add(
             BACKWARD,
             f"d{name}",
             values,
-            tuple("CK"[parameter.dim() > 0 and name != "gate"] for _ in range(values.dim())),
+            ("C",) if name == "gate" else ("K",),
             f"d{name}: dmean and dvar through the policy, by autograd on the (N, C) grid",
             rf"\partial L / \partial \mathrm{{{name}}}".replace("_", r"\_"),
         )
@@ -288,16 +288,12 @@ def _record_moment_gradients(of: Planes, steps: Steps, found: list[tuple[str, Te
         of.grid(steps, BACKWARD, name, values, *said[name], unit=unit)
 
 
-def _sum_of_first(g: Tensor, sums: Tensor) -> Worked | None:
-    if not g.numel():
-        return None
+def _sum_of_first(g: Tensor, sums: Tensor) -> Worked:
     text, numbers = sum_of(g.detach()[0, 0].flatten().tolist())
     return Worked(f"{text} = {{}}", (*numbers, float(sums[0, 0])))
 
 
-def _sum_of_products(g: Tensor, centred: Tensor, sums: Tensor) -> Worked | None:
-    if not g.numel():
-        return None
+def _sum_of_products(g: Tensor, centred: Tensor, sums: Tensor) -> Worked:
     pairs = torch.stack((g.detach()[0, 0].flatten(), centred.detach()[0, 0].flatten()), 1)
     whole = pairs.tolist()
     shown = whole if len(whole) <= 8 else [*whole[:3], whole[-1]]

@@ -112,15 +112,12 @@ def record_plane_moments(
     names: tuple[str, str] = ("plane_mean", "plane_var"),
 ) -> None:
     """Mean and biased variance of each plane."""
-    values = steps.first_plane
-    worked_mean = worked_var = None
-    if values:
-        text, numbers = sum_of(values)
-        count = len(values)
-        centre = first_of(mean)
-        worked_mean = Worked(f"({text}) / {count} = {{}}", (*numbers, centre))
-        text, numbers = sum_of([value - centre for value in values], "({})^2")
-        worked_var = Worked(f"({text}) / {count} = {{}}", (*numbers, first_of(var)))
+    values, centre = steps.first_plane, first_of(mean)
+    count = len(values)
+    text, numbers = sum_of(values)
+    worked_mean = Worked(f"({text}) / {count} = {{}}", (*numbers, centre))
+    text, numbers = sum_of([value - centre for value in values], "({})^2")
+    worked_var = Worked(f"({text}) / {count} = {{}}", (*numbers, first_of(var)))
     steps.add(
         STATISTICS,
         names[0],
