@@ -812,3 +812,28 @@ def test_layers_from_before_the_options(backend):
         torch.testing.assert_close(layer(x), F.instance_norm(x))
         torch.testing.assert_close(torch.jit.script(layer)(x), F.instance_norm(x))
         assert repr(layer) == repr(nn.InstanceNorm2d(3))
+
+
+@deprecated
+@pytest.mark.parametrize("name", ["InstanceNorm2d", "BatchNorm2d", "GroupNorm"])
+def test_an_activation_of_a_call_stands_in_for_the_layers_own(backend, name):
+    arguments = (1, 3) if name == "GroupNorm" else (3,)
+    x = torch.randn(2, 3, 4, 4)
+    for own in (None, "relu"):
+        layer = getattr(momentnorm, name)(*arguments, activation=own)
+        plain = getattr(momentnorm, name)(*arguments)(x)
+        for call in (layer, torch.jit.script(layer)):
+            torch.testing.assert_close(call(x, activation="tanh"), plain.tanh())
+            steep = call(x, activation="leaky_relu", negative_slope=0.5)
+            torch.testing.assert_close(steep, F.leaky_relu(plain, 0.5))
+            torch.testing.assert_close(call(x), plain if own is None else plain.relu())
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = layer
+
+        def forward(self, x):
+            return self.norm(x, activation="leaky_relu", negative_slope=0.5)
+
+    torch.testing.assert_close(torch.fx.symbolic_trace(Model())(x), steep)

@@ -8,15 +8,33 @@ from pathlib import Path
 import pytest
 from benchmarks import accuracy
 
+import momentnorm
+from momentnorm.backends import cpu
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+def _examples(page):
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
 def test_the_examples_run(capsys):
-    drop_in, fused = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    drop_in, *others = _examples(README)
     exec(drop_in, {})
     assert capsys.readouterr().out == "True\n"
-    exec(fused, {})
+    for example in others:
+        exec(example, {})
+
+
+def test_the_examples_of_accelerate_run(monkeypatch):
+    monkeypatch.setattr(momentnorm.factory, "_REGISTRY", dict(momentnorm.factory._REGISTRY))
+    if cpu.unavailable():
+        pytest.skip("without kernels every layer is kept")
+    examples = _examples((ROOT / "docs/accelerate.md").read_text())
+    assert examples
+    for example in examples:
+        exec(example, {"__name__": __name__})
 
 
 def test_the_timings_are_the_measured_ones():

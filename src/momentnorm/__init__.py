@@ -9,6 +9,8 @@ from . import functional
 from ._dispatch import use_backend
 from .checkup import check
 from .conditional import SPADE, AdaIN, AdaptiveInstanceNorm2d, ConditionalInstanceNorm2d
+from .convert import accelerate, restore
+from .factory import get_norm_layer, register_norm_layer
 from .layers import (
     BatchNorm1d,
     BatchNorm2d,
@@ -30,6 +32,7 @@ from .layers import (
 from .legacy import load_legacy
 from .moments import Moments
 from .norm_activation import EvoNorm2dB0, EvoNorm2dS0, FilterResponseNorm2d
+from .patching import patch
 from .pool import Pool
 from .relatives import (
     IBN,
@@ -39,6 +42,7 @@ from .relatives import (
     SwitchableNorm2d,
     SwitchableNorm3d,
 )
+from .sequential import Sequential
 
 if _TYPE_CHECKING:
     from .explain import explain
@@ -74,14 +78,20 @@ __all__ = [
     "Moments",
     "Pool",
     "RMSNorm",
+    "Sequential",
     "SwitchableNorm1d",
     "SwitchableNorm2d",
     "SwitchableNorm3d",
     "__version__",
+    "accelerate",
     "check",
     "explain",
     "functional",
+    "get_norm_layer",
     "load_legacy",
+    "patch",
+    "register_norm_layer",
+    "restore",
     "use_backend",
 ]
 

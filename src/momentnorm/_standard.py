@@ -7,8 +7,10 @@ compiles what is here, so it is written in the Python that TorchScript knows.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+# By name, so that they are torch's under momentnorm.patch() too.
+from torch.nn.functional import batch_norm, group_norm, instance_norm
 
 from ._masks import valid_elements
 from .backends.reference import activate
@@ -33,7 +35,7 @@ def standard_instance_norm(
 ) -> Tensor:
     """:func:`momentnorm.functional.instance_norm`."""
     if mask is None and lengths is None:
-        y = F.instance_norm(
+        y = instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
         return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
@@ -51,7 +53,7 @@ def standard_instance_norm(
             _move(running_var, unbiased.sum(0).flatten() / samples, share)
         y = _affine(centred * torch.rsqrt(var + eps), weight, bias).to(x.dtype)
     else:
-        y = F.instance_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        y = instance_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     return _padded(y, padding, activation, negative_slope, residual, input, inplace, out)
 
 
@@ -74,7 +76,7 @@ def standard_batch_norm(
 ) -> Tensor:
     """:func:`momentnorm.functional.batch_norm`."""
     if mask is None and lengths is None:
-        y = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        y = batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
     padding = ~valid_elements(input, mask, lengths)
     x = input.masked_fill(padding, 0)
@@ -88,7 +90,7 @@ def standard_batch_norm(
             _move(running_var, unbiased.flatten(), share)
         y = _affine(centred * torch.rsqrt(var + eps), weight, bias).to(x.dtype)
     else:
-        y = F.batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
+        y = batch_norm(x, running_mean, running_var, weight, bias, False, momentum, eps)
     return _padded(y, padding, activation, negative_slope, residual, input, inplace, out)
 
 
@@ -108,7 +110,7 @@ def standard_group_norm(
 ) -> Tensor:
     """:func:`momentnorm.functional.group_norm`."""
     if mask is None and lengths is None:
-        y = F.group_norm(input, num_groups, weight, bias, eps)
+        y = group_norm(input, num_groups, weight, bias, eps)
         return _written(_followed(y, activation, negative_slope, residual), input, inplace, out)
     padding = ~valid_elements(input, mask, lengths)
     x = input.masked_fill(padding, 0)

@@ -78,9 +78,13 @@ class _Norm(nn.Module):
     negative_slope: float = 0.01
     inplace: bool = False
 
-    def _leaf(self, input: Proxy, **options: Any) -> Any:
+    def _leaf(
+        self, input: Proxy, activation: str | None, negative_slope: float, **operands: Any
+    ) -> Any:
         """One node of a symbolic trace, as torch's own layers are."""
-        given = {name: option for name, option in options.items() if option is not None}
+        given = {name: operand for name, operand in operands.items() if operand is not None}
+        if activation is not None:
+            given.update(activation=activation, negative_slope=negative_slope)
         tracer: Any = input.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
 
@@ -123,15 +127,25 @@ class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
         out: Tensor | None = None,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
     ) -> Tensor:
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             # TorchScript skips this block.
             symbol: object = input
             if isinstance(symbol, Proxy):
                 leaf: Tensor = self._leaf(
-                    symbol, residual=residual, mask=mask, lengths=lengths, out=out
+                    symbol,
+                    activation,
+                    negative_slope,
+                    residual=residual,
+                    mask=mask,
+                    lengths=lengths,
+                    out=out,
                 )
                 return leaf
+        if activation is None:
+            activation, negative_slope = self.activation, self.negative_slope
         x: Tensor = self._checked(input)
         unbatched = x.dim() != input.dim()
         target = out
@@ -157,8 +171,8 @@ class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
                 use_input_stats,
                 momentum,
                 self.eps,
-                self.activation,
-                self.negative_slope,
+                activation,
+                negative_slope,
                 residual,
                 mask,
                 lengths,
@@ -175,8 +189,8 @@ class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
                 use_input_stats,
                 momentum,
                 self.eps,
-                activation=self.activation,
-                negative_slope=self.negative_slope,
+                activation=activation,
+                negative_slope=negative_slope,
                 residual=residual,
                 mask=mask,
                 lengths=lengths,
@@ -234,7 +248,8 @@ class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
         inplace: write the output over the input; an error where autograd would record the call.
 
     A call takes, beside the input, ``residual``, ``mask``, ``lengths`` and ``out``, as
-    :func:`momentnorm.functional.instance_norm` does.
+    :func:`momentnorm.functional.instance_norm` does; ``activation`` and ``negative_slope`` of a
+    call stand in for the layer's own.
 
     Shape:
         (N, C, H, W) or (C, H, W), and the output alike, in the input's memory layout. ``residual``
@@ -301,15 +316,25 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
         out: Tensor | None = None,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
     ) -> Tensor:
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             # TorchScript skips this block.
             symbol: object = input
             if isinstance(symbol, Proxy):
                 leaf: Tensor = self._leaf(
-                    symbol, residual=residual, mask=mask, lengths=lengths, out=out
+                    symbol,
+                    activation,
+                    negative_slope,
+                    residual=residual,
+                    mask=mask,
+                    lengths=lengths,
+                    out=out,
                 )
                 return leaf
+        if activation is None:
+            activation, negative_slope = self.activation, self.negative_slope
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
@@ -332,8 +357,8 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
                 training,
                 momentum,
                 self.eps,
-                self.activation,
-                self.negative_slope,
+                activation,
+                negative_slope,
                 residual,
                 mask,
                 lengths,
@@ -349,8 +374,8 @@ class _BatchNorm(_Norm, nn.modules.batchnorm._BatchNorm):
             training,
             momentum,
             self.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
+            activation=activation,
+            negative_slope=negative_slope,
             residual=residual,
             mask=mask,
             lengths=lengths,
@@ -402,7 +427,8 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
         inplace: write the output over the input; an error where autograd would record the call.
 
     A call takes, beside the input, ``residual``, ``mask``, ``lengths`` and ``out``, as
-    :func:`momentnorm.functional.batch_norm` does.
+    :func:`momentnorm.functional.batch_norm` does; ``activation`` and ``negative_slope`` of a call
+    stand in for the layer's own.
 
     Shape:
         (N, C, H, W), and the output alike, in the input's memory layout. ``residual`` and ``out``
@@ -484,7 +510,8 @@ class GroupNorm(_Norm, nn.GroupNorm):
         inplace: write the output over the input; an error where autograd would record the call.
 
     A call takes, beside the input, ``residual``, ``mask``, ``lengths`` and ``out``, as
-    :func:`momentnorm.functional.group_norm` does.
+    :func:`momentnorm.functional.group_norm` does; ``activation`` and ``negative_slope`` of a call
+    stand in for the layer's own.
 
     Shape:
         (N, C) or (N, C, \*S), and the output alike, in the input's memory layout. ``residual`` and
@@ -511,15 +538,25 @@ class GroupNorm(_Norm, nn.GroupNorm):
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
         out: Tensor | None = None,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
     ) -> Tensor:
         if not torch.jit.is_scripting():  # type: ignore[attr-defined]
             # TorchScript skips this block.
             symbol: object = input
             if isinstance(symbol, Proxy):
                 leaf: Tensor = self._leaf(
-                    symbol, residual=residual, mask=mask, lengths=lengths, out=out
+                    symbol,
+                    activation,
+                    negative_slope,
+                    residual=residual,
+                    mask=mask,
+                    lengths=lengths,
+                    out=out,
                 )
                 return leaf
+        if activation is None:
+            activation, negative_slope = self.activation, self.negative_slope
         if torch.jit.is_scripting():  # type: ignore[attr-defined]
             # A script may run where momentnorm is not installed: give it the standard operators.
             return standard_group_norm(
@@ -528,8 +565,8 @@ class GroupNorm(_Norm, nn.GroupNorm):
                 self.weight,
                 self.bias,
                 self.eps,
-                self.activation,
-                self.negative_slope,
+                activation,
+                negative_slope,
                 residual,
                 mask,
                 lengths,
@@ -542,8 +579,8 @@ class GroupNorm(_Norm, nn.GroupNorm):
             self.weight,
             self.bias,
             self.eps,
-            activation=self.activation,
-            negative_slope=self.negative_slope,
+            activation=activation,
+            negative_slope=negative_slope,
             residual=residual,
             mask=mask,
             lengths=lengths,

@@ -164,7 +164,8 @@ def digits(call: Call) -> Iterator[Finding]:
                 f"the mean is up to {worst:.3g} deviations, and torch's kernel errs by up to "
                 f"{error:.2g} deviations of its output (measured, against float64)",
                 f"momentnorm.{type(call.layer).__name__}, where there is one, has the statistics "
-                "exact to float64; or take the mean away earlier",
+                "exact to float64 (momentnorm.accelerate swaps them all); or take the mean away "
+                "earlier",
             )
 
 
@@ -245,7 +246,8 @@ def layout(call: Call) -> Iterator[Finding]:
             "layout",
             f"channels_last arrives and contiguous leaves: {2 * megabytes:.3g} MB are moved to "
             "convert it, and as many behind it, where channels_last is wanted again",
-            f"momentnorm.{type(call.layer).__name__} keeps the layout",
+            f"momentnorm.{type(call.layer).__name__} keeps the layout; momentnorm.accelerate(model) "
+            "puts it there",
         )
 
 
