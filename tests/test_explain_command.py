@@ -133,7 +133,7 @@ def test_files(capsys, tmp_path):
         (["group", "--example", "--groups", "5"], "choose one of 1, 2"),
         (["instance", "--example", "--precision", "99"], "choose 0 to 16"),
         (["instance", "--example", "--set", "momentum"], "NAME=VALUE"),
-        (["instance", "--example", "--set", "nonsense=1"], "takes no 'nonsense'"),
+        (["instance", "--example", "--set", "nonsense=1"], "has no option 'nonsense'"),
         (["instance", "--example", "--weight", "1;2"], "write a number"),
         (["instance", "--example", "--activation", "sine"], "unknown activation"),
         (["instance", "--example", "--steps", "middle"], "no step is named 'middle'"),
