@@ -88,8 +88,8 @@ def explain(
         raise TypeError(f"explain takes a layer or a name, not {type(layer).__name__}")
     elif options:
         raise TypeError(
-            f"{', '.join(options)}: options make a layer from a name; this layer has its own, and of "
-            "what its call takes by keyword, residual alone is explained"
+            f"{', '.join(options)}: options make a layer from a name; this layer has its own, and "
+            "of what its call takes by keyword, residual alone is explained"
         )
     if residual is not None:
         residual = torch.as_tensor(residual).detach()
