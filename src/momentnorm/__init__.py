@@ -1,6 +1,9 @@
 """momentnorm: Instance Normalization and its family for PyTorch, exact and at memory speed."""
 
+import importlib as _importlib
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from . import functional
 from ._dispatch import use_backend
@@ -41,6 +44,9 @@ from .relatives import (
 )
 from .sequential import Sequential
 
+if _TYPE_CHECKING:
+    from .explain import explain
+
 __version__ = _version("momentnorm")
 
 __all__ = [
@@ -79,6 +85,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "check",
+    "explain",
     "functional",
     "get_norm_layer",
     "load_legacy",
@@ -87,3 +94,10 @@ __all__ = [
     "restore",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    # An application: imported when it is asked for. The package is the function.
+    if name == "explain":
+        return _importlib.import_module(".explain", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

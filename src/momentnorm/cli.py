@@ -29,6 +29,12 @@ def _run_stylize(argv: Sequence[str]) -> int:
     return commands.main(argv)
 
 
+def _run_explain(argv: Sequence[str]) -> int:
+    from .explain import command
+
+    return command.main(argv)
+
+
 def _run_doctor(argv: Sequence[str]) -> int:
     from . import _doctor
 
@@ -51,6 +57,7 @@ def _run_explore(argv: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "stylize": (_run_stylize, "paint photographs in the manner of a picture; train your own style"),
+    "explain": (_run_explain, "show what a layer computes, step by step, on numbers of yours"),
     "figure": (_run_figure, "draw which elements of a feature map share their statistics"),
     "explore": (_run_explore, "write the page on which a normalization is done step by step"),
     "doctor": (_run_doctor, "say which backend takes which call on this machine, and why"),
