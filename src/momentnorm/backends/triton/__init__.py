@@ -1,0 +1,277 @@
+"""The Triton backend: the same functions on a GPU, by CUDA or ROCm.
+
+Without a GPU the kernels can still be run, slowly: with ``TRITON_INTERPRET=1`` in the environment
+before anything imports Triton, this backend takes tensors on the CPU.
+
+Triton is imported by the first call that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ...pool import INSTANCE
+from .. import PLAIN, Tail
+from ..cpu import _CHANNELS_LAST, _laid_out_as, _layout, _readable
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from ...pool import Pool
+    from .launch import Grid
+
+name = "triton"
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+#: Whether kernels are interpreted, on the CPU. Triton itself looks once, when it is imported.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_unavailable = "" if find_spec("triton") else "Triton is not installed: pip install triton"
+
+#: Of each CUDA device, why it has no kernels.
+_refused: dict[tuple[int, torch.dtype], str | None] = {}
+
+
+def unavailable() -> str:
+    """Why this backend takes nothing at all, or the empty string."""
+    if not _unavailable and not (INTERPRETED or torch.cuda.is_available()):
+        return "no GPU is there"
+    return _unavailable
+
+
+def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> str | None:
+    if x.device.type != "cuda" and not (INTERPRETED and x.device.type == "cpu"):
+        return f"the input is on {x.device.type}"
+    if _unavailable:
+        return _unavailable
+    if x.dtype not in _DTYPES:
+        return f"no kernel for {x.dtype}"
+    if x.layout is not torch.strided:
+        return f"the input is {x.layout}"
+    if _layout(x) is None:
+        return "the input is neither contiguous nor channels_last"
+    if x.device.type == "cuda":
+        return _device_refuses(x)
+    return None
+
+
+def _device_refuses(x: Tensor) -> str | None:
+    key = x.device.index, x.dtype
+    if key not in _refused:
+        needed = (8, 0) if x.dtype == torch.bfloat16 else (7, 0)
+        found = torch.cuda.get_device_capability(x.device)
+        _refused[key] = None
+        if not torch.version.hip and found < needed:
+            _refused[key] = (
+                f"{x.dtype} needs compute capability {needed[0]}.{needed[1]}, "
+                f"this device has {found[0]}.{found[1]}"
+            )
+    return _refused[key]
+
+
+def _launch() -> ModuleType:
+    from . import launch  # and with it Triton
+
+    return launch
+
+
+def _grid(x: Tensor) -> Grid:
+    samples, channels = x.shape[:2]
+    return _launch().Grid(
+        samples,
+        channels,
+        x.shape[2:].numel(),
+        _layout(x) == _CHANNELS_LAST,
+        x.element_size(),
+        x.device.index if x.is_cuda else -1,
+    )
+
+
+def _sizes(pool: Pool, x: Tensor) -> tuple[int, int]:
+    samples, channels = x.shape[:2]
+    return (
+        samples if pool.samples is None else pool.samples,
+        channels if pool.channels is None else pool.channels,
+    )
+
+
+def _empty(x: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=x.device)
+
+
+def _tail(tail: Tail, x: Tensor) -> tuple[Tensor | None, str, float]:
+    """The residual, laid out as x; the activation; its slope."""
+    residual = None if tail.residual is None else _laid_out_as(x, tail.residual)
+    return residual, tail.activation, tail.slope
+
+
+def _optional(values: Tensor | None) -> Tensor | None:
+    return None if values is None else _readable(values)
+
+
+def _pool_moments(x: Tensor, grid: Grid, samples: int, width: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each pool, of planes that are cut."""
+    launch = _launch()
+    chunks = launch.cut(grid).chunks
+    partial = _empty(x, *x.shape[:2], chunks), _empty(x, *x.shape[:2], chunks)
+    launch.piece("partial_moments", grid)(x, *partial)
+    if chunks == samples == width == 1:
+        return partial[0].squeeze(2), partial[1].squeeze(2)
+    pools = x.shape[0] // samples, x.shape[1] // width
+    mean, var = _empty(x, *pools), _empty(x, *pools)
+    launch.piece("merge_moments", grid, samples, width)(*partial, mean, var)
+    return mean, var
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    return _pool_moments(x, _grid(x), 1, 1)
+
+
+def apply(
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> Tensor:
+    y = torch.empty_like(x) if out is None else out
+    residual, activation, slope = _tail(tail, x)
+    run = _launch().piece("apply", _grid(x), 1, 1, activation, True)
+    mean, scale, shift = map(_readable, (mean, scale, shift))
+    run(x, y, residual, mean, None, scale, shift, 0.0, slope)
+    return y
+
+
+def normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    pool: Pool = INSTANCE,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    launch, grid, (samples, width) = _launch(), _grid(x), _sizes(pool, x)
+    y = torch.empty_like(x) if out is None else out
+    weight, bias = _optional(weight), _optional(bias)
+    residual, activation, slope = _tail(tail, x)
+    processors = launch.multiprocessors(grid.device)
+    run = launch.visit(grid, samples, width, activation, False, processors)
+    if run is not None:
+        pools = x.shape[0] // samples, x.shape[1] // width
+        mean, var = _empty(x, *pools), _empty(x, *pools)
+        run(x, y, residual, weight, bias, mean, var, eps, slope)
+    else:
+        mean, var = _pool_moments(x, grid, samples, width)
+        run = launch.piece("apply", grid, samples, width, activation)
+        run(x, y, residual, mean, var, weight, bias, eps, slope)
+    return y, mean, var
+
+
+def gradient_sums(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    tail: Tail = PLAIN,
+) -> tuple[Tensor, Tensor]:
+    launch, grid = _launch(), _grid(x)
+    gradient, mean = _laid_out_as(x, gradient), _readable(mean)
+    scale, shift = _optional(scale), _optional(shift)
+    residual, activation, slope = _tail(tail, x)
+    sums = _empty(x, 2, *x.shape[:2], launch.cut(grid).chunks)
+    run = launch.piece("partial_sums", grid, 1, 1, activation, True)
+    run(gradient, x, residual, sums, mean, None, scale, shift, 0.0, slope)
+    if sums.shape[3] > 1:
+        partial, sums = sums, _empty(x, 2, *x.shape[:2], 1)
+        launch.piece("merge_sums", grid)(partial, sums, None, None, None, 0.0)
+    plain, weighted = sums.squeeze(3)
+    return plain, weighted
+
+
+def apply_gradient(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    tail: Tail = PLAIN,
+    needs_residual: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    gradient = _laid_out_as(x, gradient)
+    residual, activation, slope = _tail(tail, x)
+    dx = torch.empty_like(x)
+    dresidual = torch.empty_like(x) if needs_residual else None
+    mean, a, b, c = map(_readable, (mean, a, b, c))
+    scale, shift = _optional(scale), _optional(shift)
+    run = _launch().piece("apply_gradient", _grid(x), 1, 1, activation, True)
+    run(
+        gradient, x, residual, dx, dresidual, mean, None, scale, shift, a, b, c, 0.0, slope
+    )  # fmt: skip
+    return dx, dresidual
+
+
+def normalize_backward(
+    gradient: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    pool: Pool = INSTANCE,
+    tail: Tail = PLAIN,
+    needs_residual: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
+    launch, grid, (samples, width) = _launch(), _grid(x), _sizes(pool, x)
+    gradient = _laid_out_as(x, gradient)
+    weight, bias = _optional(weight), _optional(bias)
+    residual, activation, slope = _tail(tail, x)
+    dx = torch.empty_like(x)
+    dresidual = torch.empty_like(x) if needs_residual else None
+    batch, channels = x.shape[:2]
+    parameter = bias if weight is None else weight
+    dtype = mean.dtype if parameter is None else parameter.dtype
+    dweight, dbias = _empty(x, channels, dtype=dtype), _empty(x, channels, dtype=dtype)
+
+    processors = launch.multiprocessors(grid.device)
+    run = launch.visit(grid, samples, width, activation, True, processors)
+    if run is not None:
+        # Each channel has one sum of all samples of a pool.
+        sums = _empty(x, 2, batch // samples, channels)
+        alone = (dweight, dbias) if batch == samples else (None, None)
+        run(
+            gradient, x, residual, weight, bias, mean, var, dx, dresidual, sums, *alone, eps, slope
+        )  # fmt: skip
+        if batch > samples:
+            finish = launch.parameter_gradients(
+                batch // samples, channels, 1, width, grid.device
+            )
+            finish(sums, var, dweight, dbias, eps)
+    else:
+        partial = _empty(x, 2, batch, channels, launch.cut(grid).chunks)
+        sums, means = _empty(x, 2, batch, channels), _empty(x, 2, *mean.shape)
+        statistics = mean, var, weight, bias
+        run = launch.piece("partial_sums", grid, samples, width, activation)
+        run(gradient, x, residual, partial, *statistics, eps, slope)
+        run = launch.piece("merge_sums", grid, samples, width)
+        run(partial, sums, means, var, weight, eps)
+        run = launch.piece("apply_gradient", grid, samples, width, activation)
+        plain, weighted = means
+        run(
+            gradient, x, residual, dx, dresidual, *statistics, None, weighted, plain, eps, slope
+        )  # fmt: skip
+        finish = launch.parameter_gradients(batch, channels, samples, width, grid.device)
+        finish(sums, var, dweight, dbias, eps)
+    return dx, dresidual, dweight, dbias, sums if samples == width == 1 else None
