@@ -38,11 +38,16 @@ _unavailable = "" if find_spec("triton") else "Triton is not installed: pip inst
 _refused: dict[tuple[int, torch.dtype], str | None] = {}
 
 
-def unavailable() -> str:
-    """Why this backend takes nothing at all, or the empty string."""
-    if not _unavailable and not (INTERPRETED or torch.cuda.is_available()):
+def description() -> str:
+    """What this backend runs on, or why it takes nothing."""
+    if _unavailable:
+        return _unavailable
+    if INTERPRETED:
+        return "its interpreter, on the CPU (TRITON_INTERPRET=1): for tests"
+    if not torch.cuda.is_available():
         return "no GPU is there"
-    return _unavailable
+    names = (torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    return f"kernels for {', '.join(names)}"
 
 
 def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> str | None:
@@ -56,6 +61,8 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
         return f"the input is {x.layout}"
     if _layout(x) is None:
         return "the input is neither contiguous nor channels_last"
+    if x.shape[0] * x.shape[1] >= 1 << 31:
+        return "2^31 planes or more"
     if x.device.type == "cuda":
         return _device_refuses(x)
     return None
@@ -83,22 +90,27 @@ def _launch() -> ModuleType:
 
 def _grid(x: Tensor) -> Grid:
     samples, channels = x.shape[:2]
-    return _launch().Grid(
-        samples,
-        channels,
-        x.shape[2:].numel(),
-        _layout(x) == _CHANNELS_LAST,
-        x.element_size(),
-        x.device.index if x.is_cuda else -1,
+    last = _layout(x) == _CHANNELS_LAST
+    device = x.device.index if x.is_cuda else -1
+    grid: Grid = _launch().Grid(
+        samples, channels, x.shape[2:].numel(), last, x.element_size(), device
     )
+    return grid
 
 
-def _sizes(pool: Pool, x: Tensor) -> tuple[int, int]:
-    samples, channels = x.shape[:2]
-    return (
-        samples if pool.samples is None else pool.samples,
-        channels if pool.channels is None else pool.channels,
-    )
+def _pools(x: Tensor, pool: Pool) -> tuple[Grid, int, int]:
+    """The grid of x, and how many samples and channels of it are a pool.
+
+    In channels_last the samples of a pool are one longer sample.
+    """
+    grid = _grid(x)
+    batch, channels = x.shape[:2]
+    samples = batch if pool.samples is None else pool.samples
+    width = channels if pool.channels is None else pool.channels
+    if grid.last:
+        grid = grid._replace(samples=batch // samples, size=grid.size * samples)
+        samples = 1
+    return grid, samples, width
 
 
 def _empty(x: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -119,11 +131,11 @@ def _pool_moments(x: Tensor, grid: Grid, samples: int, width: int) -> tuple[Tens
     """Mean and variance of each pool, of planes that are cut."""
     launch = _launch()
     chunks = launch.cut(grid).chunks
-    partial = _empty(x, *x.shape[:2], chunks), _empty(x, *x.shape[:2], chunks)
+    partial = [_empty(x, grid.samples, grid.channels, chunks) for _ in range(2)]
     launch.piece("partial_moments", grid)(x, *partial)
     if chunks == samples == width == 1:
         return partial[0].squeeze(2), partial[1].squeeze(2)
-    pools = x.shape[0] // samples, x.shape[1] // width
+    pools = grid.samples // samples, grid.channels // width
     mean, var = _empty(x, *pools), _empty(x, *pools)
     launch.piece("merge_moments", grid, samples, width)(*partial, mean, var)
     return mean, var
@@ -158,14 +170,14 @@ def normalize(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    launch, grid, (samples, width) = _launch(), _grid(x), _sizes(pool, x)
+    launch, (grid, samples, width) = _launch(), _pools(x, pool)
     y = torch.empty_like(x) if out is None else out
     weight, bias = _optional(weight), _optional(bias)
     residual, activation, slope = _tail(tail, x)
     processors = launch.multiprocessors(grid.device)
     run = launch.visit(grid, samples, width, activation, False, processors)
     if run is not None:
-        pools = x.shape[0] // samples, x.shape[1] // width
+        pools = grid.samples // samples, grid.channels // width
         mean, var = _empty(x, *pools), _empty(x, *pools)
         run(x, y, residual, weight, bias, mean, var, eps, slope)
     else:
@@ -234,13 +246,13 @@ def normalize_backward(
     tail: Tail = PLAIN,
     needs_residual: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    launch, grid, (samples, width) = _launch(), _grid(x), _sizes(pool, x)
+    launch, (grid, samples, width) = _launch(), _pools(x, pool)
     gradient = _laid_out_as(x, gradient)
     weight, bias = _optional(weight), _optional(bias)
     residual, activation, slope = _tail(tail, x)
     dx = torch.empty_like(x)
     dresidual = torch.empty_like(x) if needs_residual else None
-    batch, channels = x.shape[:2]
+    batch, channels = grid.samples, grid.channels
     parameter = bias if weight is None else weight
     dtype = mean.dtype if parameter is None else parameter.dtype
     dweight, dbias = _empty(x, channels, dtype=dtype), _empty(x, channels, dtype=dtype)
@@ -255,9 +267,7 @@ def normalize_backward(
             gradient, x, residual, weight, bias, mean, var, dx, dresidual, sums, *alone, eps, slope
         )  # fmt: skip
         if batch > samples:
-            finish = launch.parameter_gradients(
-                batch // samples, channels, 1, width, grid.device
-            )
+            finish = launch.parameter_gradients(batch // samples, channels, 1, width, grid.device)
             finish(sums, var, dweight, dbias, eps)
     else:
         partial = _empty(x, 2, batch, channels, launch.cut(grid).chunks)
@@ -274,4 +284,4 @@ def normalize_backward(
         )  # fmt: skip
         finish = launch.parameter_gradients(batch, channels, samples, width, grid.device)
         finish(sums, var, dweight, dbias, eps)
-    return dx, dresidual, dweight, dbias, sums if samples == width == 1 else None
+    return dx, dresidual, dweight, dbias, sums if pool.samples == pool.channels == 1 else None

@@ -20,37 +20,29 @@ def total(values, POOLED: tl.constexpr):
 
 
 @triton.jit
-def tile_moments(x, mask, count, POOLED: tl.constexpr):
-    """Mean and biased variance, float64, of a tile that is 0 outside its mask.
+def tile_moments(x, origin, mask, count, POOLED: tl.constexpr):
+    """Mean and biased variance, float64, of a tile of ``count`` elements a column or pool.
 
-    The sums are of x less a first, rough mean, then of that less its own mean: nothing cancels, and
-    the mean keeps the digits of both. What float32 cannot square, and what varies by less than the
-    mean's last digit, is added again in float64. Each column decides that alone, so that no plane's
-    bits depend on its neighbours.
+    The sums are of x less one of its elements, so that a constant has no error; of x less the mean
+    that this gave; and of that less its own mean. Nothing cancels, and the mean has the digits of
+    the last two. What float32 cannot square is scaled by a power of two. Each column decides that
+    alone: no plane's bits depend on its neighbours.
     """
-    rough = total(x * (1.0 / count), POOLED)
+    rough = origin + total(tl.where(mask, x - origin, 0.0) * (1.0 / count), POOLED)
     offset = tl.where(mask, x - rough, 0.0)
     shift = total(offset, POOLED) / count
     centred = tl.where(mask, offset - shift, 0.0)
     narrow = total(centred * centred, POOLED) / count
-    mean = rough.to(tl.float64) + shift.to(tl.float64)
     var = narrow.to(tl.float64)
     # Written so that it is true of a variance that is no number.
-    doubtful = ((narrow > 1e-24) & (narrow < 1e24) & (narrow > rough * rough * 2.0**-48)) == 0
+    doubtful = ((narrow > 1e-24) & (narrow < 1e24)) == 0
     if tl.max(tl.max(doubtful.to(tl.int32), 1), 0) > 0:
-        # A constant whose rough mean was exact is right already.
-        size = tl.max(tl.abs(centred), 1, keep_dims=True)
-        if POOLED:
-            size = tl.max(size, 0, keep_dims=True)
-        doubtful = doubtful & (size > 0)
-        if tl.max(tl.max(doubtful.to(tl.int32), 1), 0) > 0:
-            wide = x.to(tl.float64)
-            wide_mean = total(wide, POOLED) / count
-            wide = tl.where(mask, wide - wide_mean, 0.0)
-            wide_var = total(wide * wide, POOLED) / count
-            mean = tl.where(doubtful, wide_mean, mean)
-            var = tl.where(doubtful, wide_var, var)
-    return mean, var
+        up = narrow < 1.0
+        scaled = centred * tl.where(up, 2.0**80, 2.0**-80)
+        scaled_var = (total(scaled * scaled, POOLED) / count).to(tl.float64)
+        scaled_var = tl.where(up, scaled_var * 2.0**-160, scaled_var * 2.0**160)
+        var = tl.where(doubtful, scaled_var, var)
+    return rough.to(tl.float64) + shift.to(tl.float64), var
 
 
 @triton.jit

@@ -73,10 +73,26 @@ def tile_at(
         base = first.to(tl.int64) * size + start
         offset = local * size + row
     else:  # rows that go through several samples
-        base = (outer * (rows // size) * channels + first) * size
-        row = row.to(tl.int64) + start
-        offset = (row // size) * channels * size + local * size + row % size
+        sample = outer * (rows // size) + start // size
+        base = (sample * channels + first) * size + start % size
+        row = row.to(tl.int64) + start % size
+        offset = (row // size) * channels * size + local * size + row % size - start % size
     return base, offset
+
+
+@triton.jit
+def first_of(
+    x, base, inside, size, COLUMNS: tl.constexpr, POOLED: tl.constexpr, LAST: tl.constexpr
+):
+    """The first element of each column of a tile, or of the pool."""
+    if POOLED:
+        first = tl.load(x + base + tl.zeros((1, 1), tl.int32))
+    else:
+        local = tl.arange(0, COLUMNS)[:, None]
+        if LAST == 0:
+            local *= size
+        first = tl.load(x + base + local, mask=inside, other=0.0)
+    return first.to(tl.float32)
 
 
 @triton.jit
@@ -90,13 +106,13 @@ def column_moments(
     mean = tl.zeros((1 if POOLED else COLUMNS, 1), tl.float64)
     squares = mean
     for start in range(begin, end, ROWS):
-        base, offset = tile_at(
-            outer, first, start, channels, size, rows, COLUMNS, ROWS, FLAT, LAST
-        )
+        base, offset = tile_at(outer, first, start, channels, size, rows, COLUMNS, ROWS, FLAT, LAST)
         mask = inside & (start + row < end)
         count = (tl.minimum(end - start, ROWS) * width).to(tl.float32)
         seen = ((start - begin) * width).to(tl.float32)
-        next_mean, next_var = tile_moments(read(x, base, offset, mask), mask, count, POOLED)
+        values = read(x, base, offset, mask)
+        origin = first_of(x, base, inside, size, COLUMNS, POOLED, LAST)
+        next_mean, next_var = tile_moments(values, origin, mask, count, POOLED)
         share = count / (seen + count)
         difference = next_mean - mean
         mean += difference * share
@@ -124,7 +140,8 @@ def normalize(
         mask = inside & (row < rows)
         held = read(x, base, offset, mask)
         count = tl.full((1, 1), 1.0, tl.float32) * (rows * width)
-        mean, var = tile_moments(held, mask, count, POOLED)
+        origin = first_of(x, base, inside, size, COLUMNS, POOLED, LAST)
+        mean, var = tile_moments(held, origin, mask, count, POOLED)
     else:
         mean, var = column_moments(
             x, outer, first, inside, 0, rows, channels, size, rows, width,

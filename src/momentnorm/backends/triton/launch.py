@@ -15,14 +15,20 @@ from . import kernels, pieces
 HELD = 16384
 #: Elements of a tile where a program goes over its columns twice.
 REPEATED = 8192
-#: Elements of a tile, and tiles of a chunk, where planes are cut.
-PIECE, PIECES = 4096, 16
+#: Bytes of a tile, and tiles of a chunk at most, where planes are cut.
+PIECE, PIECES = 16384, 16
 #: Programs below which their number, rather than the length of a chunk, is worth raising.
 PROGRAMS = 4096
 #: Visits for each multiprocessor from which on all of them are busy.
 BUSY = 2
+#: Threads of a warp: a wavefront has more.
+THREADS = 64 if torch.version.hip else 32
 #: Bytes that are fetched from memory at once, the least and the best.
 SECTOR, LINE = 32, 128
+
+
+#: How kernels are compiled: with a * b + c in one rounding, whatever Triton's default is.
+OPTIONS = {"enable_fp_fusion": True}
 
 
 class Grid(NamedTuple):
@@ -41,10 +47,9 @@ def _power(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def _warps(elements: int) -> int:
-    """16 elements for each thread, and 512 or 1024 threads at most."""
-    threads = 64 if torch.version.hip else 32
-    return min(max(_power(elements) // (16 * threads), 1), 16)
+def _warps(elements: int, itemsize: int = 4) -> int:
+    """64 bytes for each thread, up to 512 threads: enough under way to hide the memory's delay."""
+    return min(max(elements * itemsize // (64 * THREADS), 1), 512 // THREADS)
 
 
 @functools.cache
@@ -97,7 +102,11 @@ class Launch:
             found[self.grid](*operands, *self.numbers, *self.constants)
             return
         found = self.kernel[self.grid](
-            *operands, *self.numbers, *self.constants, num_warps=self.warps
+            *operands,
+            *self.numbers,
+            *self.constants,
+            num_warps=self.warps,
+            **OPTIONS,
         )
         if found is not None and not addresses % 16:  # the interpreter compiles nothing
             self.compiled[key] = found
@@ -117,16 +126,19 @@ def visit(
         tile_columns = _power(width)
     elif grid.last:
         tile_columns = 2 * SECTOR // grid.itemsize
-        if tile_columns * tile_rows > HELD:
+        if tile_columns * tile_rows > HELD // 2:
             tile_columns //= 2
     else:
         tile_columns = max(1024 // tile_rows, 1)
     if not pooled:
         tile_columns = min(tile_columns, _power(columns))
-    held = tile_columns * tile_rows <= HELD
+    # Where columns lie side by side, each thread has several, and less room.
+    held = tile_columns * tile_rows <= (HELD // 2 if grid.last else HELD)
     if not held:
         if grid.last and not pooled:
             tile_columns = min(LINE // grid.itemsize, _power(columns))
+        elif grid.last and width * grid.itemsize < LINE:
+            return None  # neighbouring pools would each fetch the same memory
         tile_rows = REPEATED // tile_columns
     programs = outers * math.ceil(columns / (width if pooled else tile_columns))
     if not held and (not tile_rows or programs < BUSY * processors):
@@ -144,7 +156,7 @@ def visit(
             grid.last,
             activation,
         ),
-        _warps(tile_columns * tile_rows),
+        _warps(tile_columns * tile_rows, grid.itemsize),
         grid.device,
     )
 
@@ -161,16 +173,16 @@ class Cut(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def cut(grid: Grid) -> Cut:
-    size = grid.size
+    size, elements = grid.size, PIECE // grid.itemsize
     if grid.last:
         columns = grid.channels
         across = min(LINE // grid.itemsize, _power(columns))
-        rows = min(PIECE // across, _power(size))
+        rows = min(elements // across, _power(size))
         blocks = grid.samples * math.ceil(columns / across)
     else:
         columns = grid.samples * grid.channels
-        rows = min(PIECE, _power(size))
-        across = min(PIECE // rows, _power(columns))
+        rows = min(elements, _power(size))
+        across = min(elements // rows, _power(columns))
         blocks = math.ceil(columns / across)
     tiles = blocks * math.ceil(size / rows)
     chunk = rows * min(max(tiles // PROGRAMS, 1), PIECES)
@@ -215,7 +227,7 @@ def piece(
         }[kernel]  # fmt: skip
         numbers = (columns, *size, *numbers)
         constants = (*tile, grid.last, *constants)
-        warps = _warps(math.prod(tile))
+        warps = _warps(math.prod(tile), grid.itemsize)
     return Launch(getattr(pieces, kernel), programs, numbers, constants, warps, grid.device)
 
 

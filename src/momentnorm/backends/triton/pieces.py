@@ -25,7 +25,7 @@ from .kernels import column_moments, columns_of, tile_at
 
 @triton.jit
 def _piece(chunks, columns, COLUMNS: tl.constexpr, LAST: tl.constexpr):
-    """Which chunk of which columns is this program's: chunk, and as ``columns_of`` has it."""
+    """Which chunk is this program's, and of which columns: as ``columns_of`` has it, and planes."""
     program = tl.program_id(0)
     if LAST:  # neighbours in memory are neighbours in time
         blocks = tl.cdiv(columns, COLUMNS)
@@ -36,7 +36,8 @@ def _piece(chunks, columns, COLUMNS: tl.constexpr, LAST: tl.constexpr):
         chunk = program % chunks
         index = program // chunks
     outer, first, inside = columns_of(index, columns, 1, COLUMNS, False)
-    return chunk.to(tl.int64), outer, first, inside
+    plane = (outer * columns + first).to(tl.int32) + tl.arange(0, COLUMNS)[:, None]
+    return chunk.to(tl.int64), outer, first, inside, plane
 
 
 @triton.jit
@@ -45,13 +46,13 @@ def partial_moments(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Mean and variance of each chunk of each plane: (planes, chunks)."""
-    part, outer, first, inside = _piece(chunks, columns, COLUMNS, LAST)
+    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST)
     begin = part * chunk
     mean, var = column_moments(
         x, outer, first, inside, begin, tl.minimum(begin + chunk, size), channels, size, size, 1,
         COLUMNS, ROWS, False, True, LAST,
     )  # fmt: skip
-    here = (outer * columns + first + tl.arange(0, COLUMNS)[:, None]) * chunks + part
+    here = plane * (chunks + tl.zeros((1, 1), tl.int64)) + part
     tl.store(means + here, mean, mask=inside)
     tl.store(variances + here, var, mask=inside)
 
@@ -98,8 +99,7 @@ def apply(
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """A tile of y, with the statistics of pools; GIVEN, with a mean, scale and shift per plane."""
-    part, outer, first, inside = _piece(chunks, columns, COLUMNS, LAST)
-    plane = outer * columns + first + tl.arange(0, COLUMNS)[:, None]
+    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST)
     high, low, inverse, w, scale, shift = coefficients(
         means, variances, weight, bias, eps, plane, inside, channels, samples, width, GIVEN
     )
@@ -119,8 +119,7 @@ def partial_sums(
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """The sums of g and of g * z over each chunk of each plane: (2, planes, chunks)."""
-    part, outer, first, inside = _piece(chunks, columns, COLUMNS, LAST)
-    plane = outer * columns + first + tl.arange(0, COLUMNS)[:, None]
+    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST)
     high, low, inverse, w, scale, shift = coefficients(
         means, variances, weight, bias, eps, plane, inside, channels, samples, width, GIVEN
     )
@@ -145,9 +144,10 @@ def partial_sums(
                 narrow = tl.where(large, wide, narrow)
         plain += tl.sum(g, 1, keep_dims=True)
         weighted += narrow
-    here = plane * chunks + part
+    here = plane * (chunks + tl.zeros((1, 1), tl.int64)) + part
     tl.store(sums + here, plain, mask=inside)
-    tl.store(sums + planes * chunks + here, weighted, mask=inside)
+    behind = planes * (chunks + tl.zeros((1, 1), tl.int64))
+    tl.store(sums + behind + here, weighted, mask=inside)
 
 
 @triton.jit
@@ -177,7 +177,7 @@ def merge_sums(
             mask = inside & (part < chunks)
             here = partial + plane * chunks + part
             plain += tl.sum(tl.load(here, mask=mask, other=0.0), 1, keep_dims=True)
-            here += planes * chunks
+            here += planes * (chunks + tl.zeros((1, 1), tl.int64))
             weighted += tl.sum(tl.load(here, mask=mask, other=0.0), 1, keep_dims=True)
         tl.store(sums + plane, plain, mask=inside)
         if pool_means is None:
@@ -207,8 +207,7 @@ def apply_gradient(
     GIVEN, ``a * g + b * (x - mean) + c`` with numbers per plane; otherwise c has the means of
     w * g over pools, and b those of w * g * z.
     """
-    part, outer, first, inside = _piece(chunks, columns, COLUMNS, LAST)
-    plane = outer * columns + first + tl.arange(0, COLUMNS)[:, None]
+    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST)
     high, low, inverse, w, scale, shift = coefficients(
         means, variances, weight, bias, eps, plane, inside, channels, samples, width, GIVEN
     )
