@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import subprocess
 import tempfile
@@ -161,18 +162,30 @@ def cases() -> Iterator[Case]:
     yield piece("apply_gradient", x, x, None, x, None, *shared, *floats, given=given)
 
 
+@contextlib.contextmanager
+def compiling_for(name: str) -> Iterator[GPUTarget]:
+    """Launches for this target, as long as this lasts."""
+    cached = (launch.visit, launch.piece, launch.parameter_gradients)
+    before, launch.THREADS = launch.THREADS, TARGETS[name].warp_size
+    for function in cached:
+        function.cache_clear()
+    try:
+        yield TARGETS[name]
+    finally:
+        launch.THREADS = before
+        for function in cached:
+            function.cache_clear()
+
+
 def rows(targets: list[str]) -> Iterator[tuple[Case, dict[str, Used]]]:
     """Every case, and what it uses on each target."""
     found: dict[int, tuple[Case, dict[str, Used]]] = {}
     for name in targets:
-        target = TARGETS[name]
-        launch.THREADS = target.warp_size
-        for cached in (launch.visit, launch.piece, launch.parameter_gradients):
-            cached.cache_clear()
-        for i, case in enumerate(cases()):
-            result = used(compiled(case, target), target)
-            print(name, case.call, case.kernel, *result, flush=True)
-            found.setdefault(i, (case, {}))[1][name] = result
+        with compiling_for(name) as target:
+            for i, case in enumerate(cases()):
+                result = used(compiled(case, target), target)
+                print(name, case.call, case.kernel, *result, flush=True)
+                found.setdefault(i, (case, {}))[1][name] = result
     yield from found.values()
 
 

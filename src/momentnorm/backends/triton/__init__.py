@@ -105,8 +105,7 @@ def _pools(x: Tensor, pool: Pool) -> tuple[Grid, int, int]:
     """
     grid = _grid(x)
     batch, channels = x.shape[:2]
-    samples = batch if pool.samples is None else pool.samples
-    width = channels if pool.channels is None else pool.channels
+    samples, width = pool.sizes(batch, channels)
     if grid.last:
         grid = grid._replace(samples=batch // samples, size=grid.size * samples)
         samples = 1

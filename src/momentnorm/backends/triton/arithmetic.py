@@ -78,6 +78,14 @@ def parameter(pointer, index, mask, default: tl.constexpr):
 
 
 @triton.jit
+def store_gradient(pointer, index, values, mask):
+    """Of a parameter, in its dtype; a half type's from float32."""
+    if pointer.dtype.element_ty != tl.float64:
+        values = values.to(tl.float32)
+    tl.store(pointer + index, values, mask=mask)
+
+
+@triton.jit
 def std(inverse):
     """``1 / inverse``, float64, and 0 for 0."""
     return tl.where(inverse > 0, 1.0 / inverse, 0.0).to(tl.float64)

@@ -29,6 +29,7 @@ from .arithmetic import (
     read,
     read_gradient,
     std,
+    store_gradient,
     tile_moments,
     two_floats,
 )
@@ -101,7 +102,7 @@ def column_moments(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, POOLED: tl.constexpr,
     FLAT: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Mean and variance of the rows from ``begin`` to ``end``: tile after tile, by Chan's formula."""
+    """Mean and variance of the rows from ``begin`` to ``end``: tiles, merged by Chan's formula."""
     row = tl.arange(0, ROWS)[None, :]
     mean = tl.zeros((1 if POOLED else COLUMNS, 1), tl.float64)
     squares = mean
@@ -117,7 +118,7 @@ def column_moments(
         difference = next_mean - mean
         mean += difference * share
         squares += next_var * count + difference * difference * (seen * share)
-    return mean, squares / ((end - begin) * width)
+    return mean, squares / ((end - begin) * (tl.zeros((1, 1), tl.float64) + width))
 
 
 @triton.jit
@@ -230,11 +231,12 @@ def normalize_backward(
     tl.store(sums + here, plain, mask=inside)
     tl.store(sums + behind + here, weighted * std(inverse), mask=inside)
     if dweight is not None:
-        tl.store(dweight + column, weighted, mask=inside)
-        tl.store(dbias + column, plain, mask=inside)
+        store_gradient(dweight, column, weighted, inside)
+        store_gradient(dbias, column, plain, inside)
 
-    plain_mean = plain * w / (rows * width)
-    weighted_mean = weighted * w / (rows * width)
+    count = rows * (tl.zeros((1, 1), tl.float64) + width)
+    plain_mean = plain * w / count
+    weighted_mean = weighted * w / count
     if POOLED:
         plain_mean = tl.sum(tl.where(inside, plain_mean, 0.0), 0, keep_dims=True)
         weighted_mean = tl.sum(tl.where(inside, weighted_mean, 0.0), 0, keep_dims=True)

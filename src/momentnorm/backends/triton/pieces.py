@@ -19,6 +19,7 @@ from .arithmetic import (
     read,
     read_gradient,
     std,
+    store_gradient,
 )
 from .kernels import column_moments, columns_of, tile_at
 
@@ -252,5 +253,5 @@ def parameter_gradients(
         part = tl.load(sums + behind + here, mask=mask, other=0.0)
         weighted += tl.sum(part * inverse_std(var, eps), 1, keep_dims=True)
         plain += tl.sum(tl.load(sums + here, mask=mask, other=0.0), 1, keep_dims=True)
-    tl.store(dweight + channel, weighted, mask=inside)
-    tl.store(dbias + channel, plain, mask=inside)
+    store_gradient(dweight, channel, weighted, inside)
+    store_gradient(dbias, channel, plain, inside)

@@ -1,0 +1,84 @@
+"""The Triton backend: under the interpreter, compiled for GPUs that are not here, and refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from momentnorm import _dispatch, _doctor
+from momentnorm.backends import triton as backend
+
+ROOT = Path(__file__).parent.parent
+
+needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+
+
+@needs_triton
+def test_kernels_under_the_interpreter():
+    """tests/triton_cases.py, in a process where nothing has imported Triton yet."""
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_cases.py"],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
+    assert " passed" in result.stdout
+    assert "skipped" not in result.stdout
+
+
+@needs_triton
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_kernels_compile_ahead_of_time(target):
+    """One call of each kernel; `make kernels-report` compiles the others."""
+    from tools import kernels_report as report
+
+    seen = set()
+    with report.compiling_for(target) as gpu:
+        for case in report.cases():
+            if case.kernel in seen or "bf16" not in case.call:
+                continue
+            seen.add(case.kernel)
+            uses = report.used(report.compiled(case, gpu), gpu)
+            assert 0 < uses.registers <= 255
+            assert uses.spilled <= 64, case
+    assert len(seen) == 9
+
+
+@needs_triton
+def test_offsets_beyond_32_bits_compile():
+    from tools import kernels_report as report
+
+    from momentnorm.backends.triton import launch
+
+    with report.compiling_for("sm_90") as gpu:
+        grid = launch.Grid(1, 1, (1 << 31) + 64, False, 2, 0)
+        operands = ("*fp16", "*fp16", None, "*fp64", "*fp64", None, None, "fp32", "fp32")
+        run = launch.piece("apply", grid)
+        report.compiled(report.Case("large", "apply", operands, run), gpu)
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setattr(backend, "_unavailable", "Triton is not installed: pip install triton")
+    assert "triton      Triton is not installed" in "\n".join(_doctor.installation())
+
+
+def test_tensors_on_the_cpu_go_elsewhere():
+    x = torch.zeros(2, 3, 4)
+    assert backend.refuses(x) == "the input is on cpu"
+    assert _dispatch.choose(x).backend is not backend
+
+
+def test_import_leaves_triton_alone():
+    code = (
+        "import sys, momentnorm; momentnorm.InstanceNorm1d(2); "
+        "assert 'momentnorm.backends.triton.launch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
