@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks import gpu
 
 from momentnorm import _dispatch, _doctor
 from momentnorm.backends import triton as backend
@@ -82,3 +83,11 @@ def test_import_leaves_triton_alone():
         "assert 'momentnorm.backends.triton.launch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_benchmarks_without_a_gpu(tmp_path):
+    gpu.main([str(tmp_path)])
+    assert (tmp_path / "gpu.md").read_text().count("not measured |") == 5
+    with pytest.raises(SystemExit):
+        gpu.main([str(tmp_path), "--smoke"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from benchmarks import accuracy
+from benchmarks import accuracy, gpu, gpu_calls
 
 import momentnorm
 from momentnorm import Pool, _dispatch, use_backend
@@ -371,10 +371,10 @@ def test_what_it_refuses():
 
 @triton.jit
 def _last_offset(
-    out, outer, first, start, channels, size, rows, FLAT: tl.constexpr, LAST: tl.constexpr
+    out, outer, first, start, channels, size, rows, flat: tl.constexpr, last: tl.constexpr
 ):
     outer = (outer + tl.zeros((1,), tl.int64)).sum(0)
-    base, offset = kernels.tile_at(outer, first, start, channels, size, rows, 2, 16, FLAT, LAST)
+    base, offset = kernels.tile_at(outer, first, start, channels, size, rows, 2, 16, flat, last)
     tl.store(out, base + tl.max(tl.max(offset.to(tl.int64), 1), 0))
 
 
@@ -386,3 +386,20 @@ def test_offsets_of_more_elements_than_32_bits_count():
     assert out.item() == (70_001 << 16) + 63
     _last_offset[(1,)](out, 1, 62, (1 << 28) - 16, 64, 1 << 27, 1 << 28, False, False)
     assert out.item() == 4 * 64 * (1 << 27) - 1
+
+
+def test_benchmarks_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_calls, "TIMED", gpu_calls.TIMED[:1])
+    monkeypatch.setattr(gpu_calls, "POOLS", {"group": Pool(1, 4)})
+    gpu.main([str(tmp_path), "--smoke", "--only", "right", "small", "times", "accuracy"])
+    document = (tmp_path / "gpu.md").read_text()
+    assert "6 calls against float64, 0 of them wrong." in document
+    assert "| InstanceNorm | 2x4x3x3 | bfloat16 | contiguous |" in document
+    assert {path.name for path in tmp_path.glob("*.csv")} == {
+        f"gpu-{part}.csv" for part in ("right", "small", "times", "accuracy")
+    }
+
+
+def test_measuring_ends_in_time(tmp_path):
+    gpu.main([str(tmp_path), "--smoke", "--seconds", "0", "--only", "times"])
+    assert "Not measured: no time was left." in (tmp_path / "gpu.md").read_text()

@@ -119,7 +119,7 @@ def _empty(x: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
 def _tail(tail: Tail, x: Tensor) -> tuple[Tensor | None, str, float]:
     """The residual, laid out as x; the activation; its slope."""
     residual = None if tail.residual is None else _laid_out_as(x, tail.residual)
-    return residual, tail.activation, tail.slope
+    return residual, tail.activation, float(tail.slope)
 
 
 def _optional(values: Tensor | None) -> Tensor | None:
@@ -169,7 +169,7 @@ def normalize(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    launch, (grid, samples, width) = _launch(), _pools(x, pool)
+    launch, (grid, samples, width), eps = _launch(), _pools(x, pool), float(eps)
     y = torch.empty_like(x) if out is None else out
     weight, bias = _optional(weight), _optional(bias)
     residual, activation, slope = _tail(tail, x)
@@ -245,7 +245,7 @@ def normalize_backward(
     tail: Tail = PLAIN,
     needs_residual: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    launch, (grid, samples, width) = _launch(), _pools(x, pool)
+    launch, (grid, samples, width), eps = _launch(), _pools(x, pool), float(eps)
     gradient = _laid_out_as(x, gradient)
     weight, bias = _optional(weight), _optional(bias)
     residual, activation, slope = _tail(tail, x)
