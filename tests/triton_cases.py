@@ -388,6 +388,45 @@ def test_offsets_of_more_elements_than_32_bits_count():
     assert out.item() == 4 * 64 * (1 << 27) - 1
 
 
+class _Kernel:
+    """Stands in for a compiler: says what it compiled and what it ran."""
+
+    def __init__(self):
+        self.log = []
+
+    def __getitem__(self, grid):
+        def compile_and_run(*operands, num_warps, **options):
+            self.log.append("compiled")
+            return _Compiled(self.log)
+
+        return compile_and_run
+
+
+class _Compiled:
+    def __init__(self, log):
+        self.log = log
+
+    def __getitem__(self, grid):
+        return lambda *operands: self.log.append((grid, *operands[1:]))
+
+
+def test_launches_go_straight_to_what_was_compiled():
+    kernel = _Kernel()
+    run = launch.Launch(kernel, 7, (5, 6), (True, "relu"), 4, -1)
+    aligned = torch.zeros(8)
+    run(aligned, None, 0.5)
+    run(aligned, None, 0.25)
+    assert kernel.log == ["compiled", ((7, 1, 1), None, 0.25, 5, 6, True, "relu")]
+    # Triton has to look again: another type, an operand more, an address that is no multiple of 16.
+    for others in ((aligned.half(), None), (aligned, aligned), (aligned[1:], None)):
+        run(*others, 0.5)
+        assert kernel.log[-1] == "compiled"
+    run(aligned[1:], None, 0.5)
+    assert kernel.log[-1] == "compiled"
+    run(aligned, None, 0.5)
+    assert kernel.log[-1] != "compiled"
+
+
 def test_benchmarks_run(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_calls, "TIMED", gpu_calls.TIMED[:1])
     monkeypatch.setattr(gpu_calls, "POOLS", {"group": Pool(1, 4)})

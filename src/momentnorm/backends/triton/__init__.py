@@ -8,6 +8,7 @@ Triton is imported by the first call that needs it.
 
 from __future__ import annotations
 
+import functools
 import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -88,14 +89,17 @@ def _launch() -> ModuleType:
     return launch
 
 
-def _grid(x: Tensor) -> Grid:
-    samples, channels = x.shape[:2]
-    last = _layout(x) == _CHANNELS_LAST
-    device = x.device.index if x.is_cuda else -1
-    grid: Grid = _launch().Grid(
-        samples, channels, x.shape[2:].numel(), last, x.element_size(), device
-    )
-    return grid
+@functools.lru_cache(maxsize=4096)
+def _placed(
+    shape: torch.Size, strides: tuple[int, ...], itemsize: int, device: int, pool: Pool
+) -> tuple[Grid, int, int]:
+    batch, channels = shape[:2]
+    samples, width = pool.sizes(batch, channels)
+    size, last = shape[2:].numel(), False
+    if _layout(torch.empty_strided(shape, strides, device="meta")) == _CHANNELS_LAST:
+        batch, size, samples, last = batch // samples, size * samples, 1, True
+    grid: Grid = _launch().Grid(batch, channels, size, last, itemsize, device)
+    return grid, samples, width
 
 
 def _pools(x: Tensor, pool: Pool) -> tuple[Grid, int, int]:
@@ -103,17 +107,16 @@ def _pools(x: Tensor, pool: Pool) -> tuple[Grid, int, int]:
 
     In channels_last the samples of a pool are one longer sample.
     """
-    grid = _grid(x)
-    batch, channels = x.shape[:2]
-    samples, width = pool.sizes(batch, channels)
-    if grid.last:
-        grid = grid._replace(samples=batch // samples, size=grid.size * samples)
-        samples = 1
-    return grid, samples, width
+    device = x.device.index if x.is_cuda else -1
+    return _placed(x.shape, x.stride(), x.element_size(), device, pool)
+
+
+def _grid(x: Tensor) -> Grid:
+    return _pools(x, INSTANCE)[0]
 
 
 def _empty(x: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device=x.device)
+    return x.new_empty(shape, dtype=dtype)
 
 
 def _tail(tail: Tail, x: Tensor) -> tuple[Tensor | None, str, float]:
