@@ -52,8 +52,8 @@ def _go(path, monkeypatch):
     if path != "held":
         monkeypatch.setattr(launch, "HELD", 0)
         monkeypatch.setattr(launch, "LINE", 8)
-        monkeypatch.setattr(launch, "REPEATED", 64)
-        monkeypatch.setattr(launch, "PIECE", 256)
+        monkeypatch.setattr(launch, "REPEATED", 128)
+        monkeypatch.setattr(launch, "PIECE", 512)
         monkeypatch.setattr(launch, "PROGRAMS", 4)
         monkeypatch.setattr(launch, "PIECES", 3)
     monkeypatch.setattr(launch, "multiprocessors", lambda device: 0 if path != "cut" else 1 << 40)
@@ -376,6 +376,19 @@ def _last_offset(
     outer = (outer + tl.zeros((1,), tl.int64)).sum(0)
     base, offset = kernels.tile_at(outer, first, start, channels, size, rows, 2, 16, flat, last)
     tl.store(out, base + tl.max(tl.max(offset.to(tl.int64), 1), 0))
+
+
+def test_a_device_where_triton_does_not_work(monkeypatch):
+    cpu = torch.device("cpu")
+    assert backend.trial(cpu) is None
+    monkeypatch.setattr(backend, "normalize", lambda x, *_: (2 * x, None, None))
+    assert "wrong results" in backend.trial(cpu)
+
+    def fails(*_):
+        raise RuntimeError("Failed to find C compiler.\nand so on")
+
+    monkeypatch.setattr(backend, "normalize", fails)
+    assert backend.trial(cpu).endswith("not work here: RuntimeError: Failed to find C compiler.")
 
 
 def test_offsets_of_more_elements_than_32_bits_count():

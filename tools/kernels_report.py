@@ -112,6 +112,8 @@ def cases() -> Iterator[Case]:
         ("LayerNorm 512x384x56x56", (512, 384, 56 * 56), True, (1, 384), "bf16", "", False),
         ("GroupNorm(32) 16x320x16x16", (16, 320, 256), False, (1, 10), "fp32", "gelu", False),
         ("BatchNorm 32x512x28x28", (32, 512, 784), False, (32, 1), "bf16", "relu", True),
+        ("InstanceNorm 4x50x31x33", (4, 50, 31 * 33), False, instance, "fp32", "", False),
+        ("GroupNorm(8) 4096x64", (4096, 64, 1), True, (1, 8), "fp32", "", False),
         ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), False, instance, "bf16", "tanh", True),
         ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, instance, "bf16", "", False),
         ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, instance, "fp32", "", False),
@@ -119,7 +121,7 @@ def cases() -> Iterator[Case]:
     )  # fmt: skip
     for what, (batch, channels, size), last, pool, dtype, activation, added in layers:
         grid = Grid(batch, channels, size, last, 4 if dtype == "fp32" else 2, 0)
-        call = f"{what}, {dtype}" + ", channels_last" * last
+        call = f"{what}, {dtype}" + ", channels_last" * (last and size > 1)
         if activation or added:
             call += ", " + "residual, " * added + activation
         x, residual = f"*{dtype}", f"*{dtype}" if added else None
@@ -155,11 +157,14 @@ def cases() -> Iterator[Case]:
         operands = (wide, wide, "*fp32", "*fp32", "fp32")
         yield Case(call, "parameter_gradients", operands, finish)
     given = (grid, 1, 1, "silu", True)
-    yield piece("apply", x, x, x, wide, None, wide, wide, *floats, given=given)
+    call = "moments from outside, 1x128x20x256x256, bf16, residual, silu"
+    operands = (x, x, x, wide, None, wide, wide, *floats)
+    yield piece("apply", *operands, given=given, call=call)
     given_sums = (x, x, None, wide, wide, None, wide, wide, *floats)
-    yield piece("partial_sums", *given_sums, given=given)
+    yield piece("partial_sums", *given_sums, given=given, call=call)
     shared = (wide, None, wide, wide, wide, wide, wide)
-    yield piece("apply_gradient", x, x, None, x, None, *shared, *floats, given=given)
+    operands = (x, x, None, x, None, *shared, *floats)
+    yield piece("apply_gradient", *operands, given=given, call=call)
 
 
 @contextlib.contextmanager

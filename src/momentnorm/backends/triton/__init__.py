@@ -35,7 +35,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _unavailable = "" if find_spec("triton") else "Triton is not installed: pip install triton"
 
-#: Of each CUDA device, why it has no kernels.
+#: Of each CUDA device and dtype, why there are no kernels.
 _refused: dict[tuple[int, torch.dtype], str | None] = {}
 
 
@@ -71,16 +71,37 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
 
 def _device_refuses(x: Tensor) -> str | None:
     key = x.device.index, x.dtype
-    if key not in _refused:
-        needed = (8, 0) if x.dtype == torch.bfloat16 else (7, 0)
-        found = torch.cuda.get_device_capability(x.device)
-        _refused[key] = None
-        if not torch.version.hip and found < needed:
-            _refused[key] = (
-                f"{x.dtype} needs compute capability {needed[0]}.{needed[1]}, "
-                f"this device has {found[0]}.{found[1]}"
-            )
+    if key in _refused:
+        return _refused[key]
+    if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+        return None  # no time for trials: a graph's operator asks again when it runs
+    _refused[key] = _too_old(x) or trial(x.device)
     return _refused[key]
+
+
+def _too_old(x: Tensor) -> str | None:
+    needed = (8, 0) if x.dtype == torch.bfloat16 else (7, 0)
+    found = torch.cuda.get_device_capability(x.device)
+    if torch.version.hip or found >= needed:
+        return None
+    return "{} needs compute capability {}.{}, this device has {}.{}".format(
+        x.dtype, *needed, *found
+    )
+
+
+def trial(device: torch.device) -> str | None:
+    """Why nothing can be compiled for this device, or runs there, if that is so: by trying.
+
+    Triton needs a C compiler, for one thing, and torch's own layers do not.
+    """
+    x = torch.tensor([[[1.0, 3.0]]], device=device)
+    try:
+        y, _, _ = normalize(x, None, None, 0.0)
+        right = torch.allclose(y.cpu(), torch.tensor([[[-1.0, 1.0]]]), rtol=0, atol=1e-5)
+    except Exception as error:  # whatever it is, the reference takes over
+        message = str(error).strip().partition("\n")[0]
+        return f"Triton does not work here: {type(error).__name__}: {message}"
+    return None if right else "Triton does not work here: a first kernel gave wrong results"
 
 
 def _launch() -> ModuleType:

@@ -165,7 +165,8 @@ def normalize(
         t = before_activation(held, residual, base, offset, mask, high, scale, shift)
         tl.store(y + base + offset, activate(t, slope, ACTIVATION), mask=mask)
     else:
-        for start in range(0, rows, ROWS):
+        for seen in range(0, rows, ROWS):
+            start = (rows - 1) // ROWS * ROWS - seen  # what was read last is still in the cache
             base, offset = tile_at(
                 outer, first, start, channels, size, rows, COLUMNS, ROWS, FLAT, LAST
             )
@@ -247,7 +248,8 @@ def normalize_backward(
         if dresidual is not None:
             tl.store(dresidual + base + offset, g, mask=mask)
     else:
-        for start in range(0, rows, ROWS):
+        for seen in range(0, rows, ROWS):
+            start = (rows - 1) // ROWS * ROWS - seen
             base, offset = tile_at(
                 outer, first, start, channels, size, rows, COLUMNS, ROWS, FLAT, LAST
             )

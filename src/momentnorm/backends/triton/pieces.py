@@ -25,9 +25,11 @@ from .kernels import column_moments, columns_of, tile_at
 
 
 @triton.jit
-def _piece(chunks, columns, COLUMNS: tl.constexpr, LAST: tl.constexpr):
+def _piece(chunks, columns, COLUMNS: tl.constexpr, LAST: tl.constexpr, AGAIN: tl.constexpr):
     """Which chunk is this program's, and of which columns: as ``columns_of`` has it, and planes."""
     program = tl.program_id(0)
+    if AGAIN:  # what was read last is still in the cache
+        program = tl.num_programs(0) - 1 - program
     if LAST:  # neighbours in memory are neighbours in time
         blocks = tl.cdiv(columns, COLUMNS)
         rest = program // blocks
@@ -47,7 +49,7 @@ def partial_moments(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
     """Mean and variance of each chunk of each plane: (planes, chunks)."""
-    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST)
+    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST, False)
     begin = part * chunk
     mean, var = column_moments(
         x, outer, first, inside, begin, tl.minimum(begin + chunk, size), channels, size, size, 1,
@@ -100,7 +102,7 @@ def apply(
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """A tile of y, with the statistics of pools; GIVEN, with a mean, scale and shift per plane."""
-    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST)
+    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST, True)
     high, low, inverse, w, scale, shift = coefficients(
         means, variances, weight, bias, eps, plane, inside, channels, samples, width, GIVEN
     )
@@ -120,7 +122,7 @@ def partial_sums(
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """The sums of g and of g * z over each chunk of each plane: (2, planes, chunks)."""
-    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST)
+    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST, False)
     high, low, inverse, w, scale, shift = coefficients(
         means, variances, weight, bias, eps, plane, inside, channels, samples, width, GIVEN
     )
@@ -208,7 +210,7 @@ def apply_gradient(
     GIVEN, ``a * g + b * (x - mean) + c`` with numbers per plane; otherwise c has the means of
     w * g over pools, and b those of w * g * z.
     """
-    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST)
+    part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST, True)
     high, low, inverse, w, scale, shift = coefficients(
         means, variances, weight, bias, eps, plane, inside, channels, samples, width, GIVEN
     )
