@@ -13,6 +13,7 @@ import torch
 from benchmarks import gpu
 
 from momentnorm import _dispatch, _doctor
+from momentnorm.backends import Tail
 from momentnorm.backends import triton as backend
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +68,65 @@ def test_offsets_beyond_32_bits_compile():
         operands = ("*fp16", "*fp16", None, "*fp64", "*fp64", None, None, "fp32", "fp32")
         run = launch.piece("apply", grid)
         report.compiled(report.Case("large", "apply", operands, run), gpu)
+
+
+class _Driver:
+    """Stands in for Triton's driver of a GPU: what it is given to launch, it notes."""
+
+    class utils:  # noqa: N801
+        load_binary = staticmethod(lambda *_: (None, "function", 0, 0, 1024))
+        get_device_properties = staticmethod(lambda device: {"max_shared_mem": 1 << 20})
+
+    def __init__(self, target):
+        self.launched = []
+        self.get_current_target = lambda: target
+        self.get_current_device = lambda: 0
+        self.get_current_stream = lambda device: 0
+
+    def launcher_cls(self, source, metadata):
+        def launch(*given):
+            *grid, _stream, function, _metadata, _launch, _enter, _exit = given[:9]
+            assert function == "function"
+            self.launched.append((source.name, metadata.num_warps, grid, given[9:]))
+
+        return launch
+
+
+@needs_triton
+def test_a_second_call_launches_what_the_first_one_compiled(monkeypatch):
+    """Through Triton's own search the first time, past it the second: with the same arguments."""
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+
+    from momentnorm.backends.triton import launch
+
+    fake = _Driver(GPUTarget("cuda", 90, 32))
+    monkeypatch.setattr(driver, "_active", fake)
+    for cached in (launch.visit, launch.piece, launch.parameter_gradients):
+        cached.cache_clear()
+    for shape, residual, processors in (((2, 3, 16), False, 1), ((1, 3, 40000), True, 1000)):
+        monkeypatch.setattr(launch, "multiprocessors", lambda _, number=processors: number)
+        tail = Tail("silu", 0.1, torch.zeros(shape) if residual else None)
+        x, weight = torch.zeros(shape), torch.ones(3)
+        statistics = torch.zeros(2, shape[0], 3, dtype=torch.float64)
+        for _ in range(2):
+            backend.normalize(x, weight, None, 1e-5, tail=tail, out=x)
+            backend.normalize_backward(x, x, *statistics, weight, None, 1e-5, tail=tail)
+    names = [name for name, *_ in fake.launched]
+    visits = ["normalize", "normalize_backward", "parameter_gradients"]
+    cuts = ["partial_moments", "merge_moments", "apply"]
+    cuts += ["partial_sums", "merge_sums", "apply_gradient", "parameter_gradients"]
+    assert names == 2 * visits + 2 * cuts
+    first, second = (fake.launched[start : start + 7] for start in (6, 13))
+    for (*how, given), (*again_how, given_again) in zip(
+        fake.launched[:3] + first, fake.launched[3:6] + second, strict=True
+    ):
+        assert how == again_how
+        assert len(given) == len(given_again)
+        for one, other in zip(given, given_again, strict=True):
+            # buffers of its own are others each time
+            assert type(one) is type(other)
+            assert isinstance(one, torch.Tensor) or one == other
 
 
 def test_without_triton(monkeypatch):
