@@ -111,7 +111,7 @@ def coefficients(
         pool = plane // channels // samples * (channels // width) + index // width
         mean = tl.load(means + pool, mask=inside, other=0.0)
         inverse = inverse_std(tl.load(variances + pool, mask=inside, other=0.0), eps)
-    high, low = two_floats(mean.to(tl.float64))
+    high, low = two_floats(mean.to(tl.float64))  # what is given may be float32
     w = parameter(weight, index, inside, 1.0)
     scale = inverse * w
     shift = parameter(bias, index, inside, 0.0) - low * scale
@@ -197,12 +197,14 @@ def before_activation(x, residual, base, offset, mask, high, scale, shift):
 
 
 @triton.jit
-def read_gradient(
-    gradient, residual, base, offset, mask, x, high, scale, shift, slope, ACTIVATION: tl.constexpr
-):
-    """The gradient in front of the activation; 0 outside the mask."""
+def read_both(
+    gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """The gradient in front of the activation, g, 0 outside the mask; and z."""
+    values = read(x, base, offset, mask)
     g = read(gradient, base, offset, mask)
     if ACTIVATION != "":
-        t = before_activation(x, residual, base, offset, mask, high, scale, shift)
+        t = before_activation(values, residual, base, offset, mask, high, scale, shift)
         g = tl.where(mask, activation_gradient(g, t, slope, ACTIVATION), 0.0)
-    return g
+    return g, ((values - high) - low) * inverse

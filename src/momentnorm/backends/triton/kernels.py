@@ -27,7 +27,7 @@ from .arithmetic import (
     inverse_std,
     parameter,
     read,
-    read_gradient,
+    read_both,
     std,
     store_gradient,
     tile_moments,
@@ -202,11 +202,10 @@ def normalize_backward(
     if HELD:
         base, offset = tile_at(outer, first, 0, channels, size, rows, COLUMNS, ROWS, FLAT, LAST)
         mask = inside & (row < rows)
-        values = read(x, base, offset, mask)
-        g = read_gradient(
-            gradient, residual, base, offset, mask, values, high, scale, shift, slope, ACTIVATION
-        )
-        z = ((values - high) - low) * inverse
+        g, z = read_both(
+            gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
+            ACTIVATION,
+        )  # fmt: skip
         plain = tl.sum(g, 1, keep_dims=True).to(tl.float64)
         weighted = tl.sum(g * z, 1, keep_dims=True).to(tl.float64)
     else:
@@ -217,12 +216,10 @@ def normalize_backward(
                 outer, first, start, channels, size, rows, COLUMNS, ROWS, FLAT, LAST
             )
             mask = inside & (start + row < rows)
-            values = read(x, base, offset, mask)
-            g = read_gradient(
-                gradient, residual, base, offset, mask, values, high, scale, shift, slope,
+            g, z = read_both(
+                gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
                 ACTIVATION,
             )  # fmt: skip
-            z = ((values - high) - low) * inverse
             plain += tl.sum(g, 1, keep_dims=True)
             weighted += tl.sum(g * z, 1, keep_dims=True)
 
@@ -254,12 +251,10 @@ def normalize_backward(
                 outer, first, start, channels, size, rows, COLUMNS, ROWS, FLAT, LAST
             )
             mask = inside & (start + row < rows)
-            values = read(x, base, offset, mask)
-            g = read_gradient(
-                gradient, residual, base, offset, mask, values, high, scale, shift, slope,
+            g, z = read_both(
+                gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
                 ACTIVATION,
             )  # fmt: skip
-            z = ((values - high) - low) * inverse
             d = inverse * (w * g - plain_mean - z * weighted_mean)
             tl.store(dx + base + offset, d, mask=mask)
             if dresidual is not None:

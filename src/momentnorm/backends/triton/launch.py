@@ -25,8 +25,6 @@ BUSY = 2
 THREADS = 64 if torch.version.hip else 32
 #: Bytes that are fetched from memory at once, the least and the best.
 SECTOR, LINE = 32, 128
-
-
 #: How kernels are compiled: with a * b + c in one rounding, whatever Triton's default is.
 OPTIONS = {"enable_fp_fusion": True}
 
@@ -137,12 +135,13 @@ def visit(
     if not held:
         if grid.last and not pooled:
             tile_columns = min(LINE // grid.itemsize, _power(columns))
-        elif grid.last and width * grid.itemsize < LINE:
-            return None  # neighbouring pools would each fetch the same memory
         tile_rows = REPEATED // tile_columns
     programs = outers * math.ceil(columns / (width if pooled else tile_columns))
-    if not held and (not tile_rows or programs < BUSY * processors):
-        return None
+    if not held:
+        # Of a pool so much lies side by side in a tile; its neighbours fetch the rest of a line.
+        together = (width if grid.last else tile_rows) * grid.itemsize
+        if programs < BUSY * processors or (pooled and together < LINE):
+            return None
     return Launch(
         kernels.normalize_backward if backward else kernels.normalize,
         programs,

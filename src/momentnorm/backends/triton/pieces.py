@@ -17,7 +17,7 @@ from .arithmetic import (
     inverse_std,
     parameter,
     read,
-    read_gradient,
+    read_both,
     std,
     store_gradient,
 )
@@ -61,6 +61,16 @@ def partial_moments(
 
 
 @triton.jit
+def _members(start, first, channels, size, chunk, chunks, width, total, BLOCK: tl.constexpr):
+    """Of a block of a pool's chunks: where they are, which exist, and their numbers of elements."""
+    piece = start + tl.arange(0, BLOCK)
+    plane = piece // chunks
+    here = (first + plane // width * channels + plane % width) * chunks + piece % chunks
+    count = tl.minimum(size - piece % chunks * chunk, chunk)
+    return here, piece < total, count.to(tl.float64)
+
+
+@triton.jit
 def merge_moments(
     partial_means, partial_variances, means, variances,
     channels, size, chunk, chunks, samples, width, BLOCK: tl.constexpr,
@@ -70,28 +80,26 @@ def merge_moments(
     across = channels // width
     first = (pool // across).to(tl.int64) * samples * channels + (pool % across) * width
     total = samples * width * chunks
+    elements = samples * width * (tl.zeros((1,), tl.float64) + size)
     mean = tl.zeros((1,), tl.float64)
     for start in range(0, total, BLOCK):
-        piece = start + tl.arange(0, BLOCK)
-        plane = piece // chunks
-        here = (first + plane // width * channels + plane % width) * chunks + piece % chunks
-        count = tl.minimum(size - piece % chunks * chunk, chunk).to(tl.float64)
-        part = tl.load(partial_means + here, mask=piece < total, other=0.0)
+        here, inside, count = _members(
+            start, first, channels, size, chunk, chunks, width, total, BLOCK
+        )
+        part = tl.load(partial_means + here, mask=inside, other=0.0)
         mean += tl.sum(part * count, 0, keep_dims=True)
-    mean /= samples * width * (tl.zeros((1,), tl.float64) + size)
+    mean /= elements
     squares = tl.zeros((1,), tl.float64)
     for start in range(0, total, BLOCK):
-        piece = start + tl.arange(0, BLOCK)
-        plane = piece // chunks
-        here = (first + plane // width * channels + plane % width) * chunks + piece % chunks
-        count = tl.minimum(size - piece % chunks * chunk, chunk).to(tl.float64)
-        inside = piece < total
+        here, inside, count = _members(
+            start, first, channels, size, chunk, chunks, width, total, BLOCK
+        )
         difference = tl.load(partial_means + here, mask=inside, other=0.0) - mean
         part = tl.load(partial_variances + here, mask=inside, other=0.0) + difference * difference
         squares += tl.sum(tl.where(inside, part * count, 0.0), 0, keep_dims=True)
-    tl.store(means + pool + tl.arange(0, 1), mean)
-    squares /= samples * width * (tl.zeros((1,), tl.float64) + size)
-    tl.store(variances + pool + tl.arange(0, 1), squares)
+    here = pool + tl.arange(0, 1)
+    tl.store(means + here, mean)
+    tl.store(variances + here, squares / elements)
 
 
 @triton.jit
@@ -133,11 +141,10 @@ def partial_sums(
     for start in range(begin, end, ROWS):
         base, offset = tile_at(outer, first, start, channels, size, size, COLUMNS, ROWS, True, LAST)
         mask = inside & (start + tl.arange(0, ROWS)[None, :] < end)
-        values = read(x, base, offset, mask)
-        g = read_gradient(
-            gradient, residual, base, offset, mask, values, high, scale, shift, slope, ACTIVATION
-        )
-        z = ((values - high) - low) * inverse
+        g, z = read_both(
+            gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
+            ACTIVATION,
+        )  # fmt: skip
         product = tl.sum(g * z, 1, keep_dims=True)
         narrow = product.to(tl.float64)
         if GIVEN:  # g * (x - mean), which may be more than float32 holds
@@ -217,11 +224,10 @@ def apply_gradient(
     start = part * ROWS
     base, offset = tile_at(outer, first, start, channels, size, size, COLUMNS, ROWS, True, LAST)
     mask = inside & (start + tl.arange(0, ROWS)[None, :] < size)
-    values = read(x, base, offset, mask)
-    g = read_gradient(
-        gradient, residual, base, offset, mask, values, high, scale, shift, slope, ACTIVATION
-    )
-    z = ((values - high) - low) * inverse
+    g, z = read_both(
+        gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
+        ACTIVATION,
+    )  # fmt: skip
     if GIVEN:
         d = parameter(a, plane, inside, 1.0) * g + parameter(b, plane, inside, 0.0) * z
         d += parameter(c, plane, inside, 0.0)
