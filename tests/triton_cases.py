@@ -283,6 +283,14 @@ def test_errors_are_within_the_bound(dtype, size, ratio, monkeypatch):
             assert row.share <= 1, row
 
 
+@pytest.mark.parametrize("ratio", [1e3, 1e6])
+def test_errors_are_within_the_bound_every_way(ratio, path, monkeypatch):
+    monkeypatch.setattr(accuracy, "noise", _noise)
+    with use_backend("triton"):
+        for row in accuracy.measure(torch.float32, 1024, ratio):
+            assert row.share <= 1, row
+
+
 def _noise(dtype, size, ratio):
     shape = (2, accuracy.CHANNELS, 16, size // 16)
     return torch.randn(shape).add_(ratio).to(dtype)
