@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 KERNELS := CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test lint bench wheel clean
+.PHONY: demo test lint bench kernels-report wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -24,6 +24,10 @@ lint: $(INSTALLED)
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
+
+# The GPU kernels, compiled for GPUs that need not be there.
+kernels-report: $(INSTALLED)
+	$(BIN)/python tools/kernels_report.py --output docs/gpu-kernels.md
 
 # A wheel of this machine's platform, in dist/. Releases are built by cibuildwheel.
 wheel: $(INSTALLED)

@@ -24,7 +24,8 @@ def test_installation(capsys):
 def test_a_call_goes_where_doctor_says():
     assert _doctor.call("2,3,4,4", "float32", "contiguous").endswith("-> cpu: takes this call")
     strided = _doctor.call("2,3,4,4", "float32", "strided")
-    assert strided.endswith("-> reference: cpu: the input is neither contiguous nor channels_last")
+    assert "-> reference: cpu: the input is neither contiguous nor channels_last; " in strided
+    assert strided.endswith("triton: the input is on cpu")
 
 
 def test_without_kernels(monkeypatch, capsys):

@@ -273,7 +273,7 @@ def test_layers_name_the_dtype(name, dtype):
 
 def test_unknown_backend():
     with (
-        pytest.raises(ValueError, match="choose one of cpu, reference"),
+        pytest.raises(ValueError, match="choose one of cpu, triton, reference"),
         momentnorm.use_backend("gpu"),
     ):
         pass

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .backends import ACTIVATIONS, cpu, reference
+from .backends import ACTIVATIONS, cpu, reference, triton
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +20,7 @@ HALF_DTYPES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *HALF_DTYPES)
 
 #: In the order in which they are asked.
-BACKENDS: tuple[ModuleType, ...] = (cpu, reference)
+BACKENDS: tuple[ModuleType, ...] = (cpu, triton, reference)
 
 
 class Choice(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import __version__, _dispatch
-from .backends import cpu
+from .backends import cpu, triton
 
 _DTYPES = {
     "float32": torch.float32,
@@ -44,6 +44,7 @@ def installation() -> list[str]:
         f"python      {platform.python_version()}, {platform.platform()}",
         f"threads     {torch.get_num_threads()}, torch's own (torch.set_num_threads)",
         f"cpu         {kernels}",
+        f"triton      {triton.description()}",
         "reference   eager PyTorch: takes every call that no other backend takes",
     ]
     if forced := os.environ.get("MOMENTNORM_BACKEND"):
