@@ -251,6 +251,31 @@ struct Of {
     return MOMENTNORM_OK;
   }
 
+  static int32_t normalize_with(const ThreadPool& threads, const Grid& grid, const Tail& tail,
+                                const void* x, const double* mean, const double* var,
+                                const void* weight, const void* bias, double eps, void* y) {
+    if (grid.size == 0) return MOMENTNORM_OK;
+    if (grid.size < kSmallPlane) {
+      const PlaceMaps<T> maps(grid, weight, bias);
+      if (!maps.good()) return MOMENTNORM_NO_MEMORY;
+      const Operands<E> operands = {
+          tail,   true,    nullptr,          in(x),         in(tail.residual),
+          out(y), nullptr, maps.weight.data, maps.bias.data};
+      Grid batch = grid;
+      batch.pool_samples = grid.samples;
+      Columns<E>(threads, batch).normalize_with(threads, operands, eps, mean, var);
+      return MOMENTNORM_OK;
+    }
+    visit_map(threads, planes(grid), grid.size,
+              [=, &grid, &tail](int64_t plane, int64_t begin, int64_t count) {
+                const int64_t channel = plane % grid.channels;
+                const Forward k = forward(grid, weight, bias, channel, var[channel], eps);
+                map_forward(tail, x, y, plane * grid.size + begin, count, mean[channel], k.scale,
+                            k.shift, NoFetch{});
+              });
+    return MOMENTNORM_OK;
+  }
+
   static int32_t gradient_sums(const ThreadPool& threads, const Grid& grid, const Tail& tail,
                                const void* g, const void* x, const double* mean,
                                const double* scale, const double* shift, double* sums,
@@ -326,7 +351,8 @@ struct Of {
   }
 
   static constexpr Kernels table() {
-    return {moments, apply, normalize, gradient_sums, apply_gradient, normalize_backward};
+    return {moments,       apply,          normalize,         normalize_with,
+            gradient_sums, apply_gradient, normalize_backward};
   }
 };
 

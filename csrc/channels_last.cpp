@@ -422,6 +422,20 @@ struct Of {
         map_forward_from(tail, x, y));
   }
 
+  static int32_t normalize_with(const ThreadPool& pool, const Grid& given, const Tail& tail,
+                                const void* x, const double* mean, const double* var,
+                                const void* weight, const void* bias, double eps, void* y) {
+    Grid grid = given;
+    grid.pool_samples = grid.samples;
+    return visit_map(
+        pool, folded(grid), !plain(tail),
+        [=, &given](const Rows& shape, int64_t, int64_t channel, T* coefficients) {
+          const Forward k = forward(given, weight, bias, channel, var[channel], eps);
+          spread_forward(shape, coefficients, channel, mean[channel], k.scale, k.shift);
+        },
+        map_forward_from(tail, x, y));
+  }
+
   static int32_t gradient_sums(const ThreadPool& pool, const Grid& grid, const Tail& tail,
                                const void* g, const void* x, const double* mean,
                                const double* scale, const double* shift, double* sums,
@@ -478,7 +492,8 @@ struct Of {
   }
 
   static constexpr Kernels table() {
-    return {moments, apply, normalize, gradient_sums, apply_gradient, normalize_backward};
+    return {moments,       apply,          normalize,         normalize_with,
+            gradient_sums, apply_gradient, normalize_backward};
   }
 };
 

@@ -114,16 +114,28 @@ struct Columns {
                         double* mean, double* var) const {
     each_chunk(threads, operands, [&](int64_t pool, int64_t channels, const Operands<E>& at) {
       moments(at, channels, mean + pool, var + pool);
-      OfSeveral<T> numbers;
-      for (int64_t k = 0; k < channels; ++k) {
-        numbers.set(k * grid.size, grid.size,
-                    Shared<T>(mean[pool + k], inverse_std(var[pool + k], eps)));
-      }
-      alignas(kBytes) T chunk[kChunk];
-      for (int64_t sample = 0; sample < samples; ++sample) {
-        map_places(at.from(sample * width, 0), 0, channels * grid.size, numbers, chunk);
-      }
+      map(at, channels, mean + pool, var + pool, eps);
     });
+  }
+
+  // The same with given moments.
+  INLINE void normalize_with(const ThreadPool& threads, const Operands<E>& operands, double eps,
+                             const double* mean, const double* var) const {
+    each_chunk(threads, operands, [&](int64_t pool, int64_t channels, const Operands<E>& at) {
+      map(at, channels, mean + pool, var + pool, eps);
+    });
+  }
+
+  INLINE void map(const Operands<E>& at, int64_t channels, const double* mean, const double* var,
+                  double eps) const {
+    OfSeveral<T> numbers;
+    for (int64_t k = 0; k < channels; ++k) {
+      numbers.set(k * grid.size, grid.size, Shared<T>(mean[k], inverse_std(var[k], eps)));
+    }
+    alignas(kBytes) T chunk[kChunk];
+    for (int64_t sample = 0; sample < samples; ++sample) {
+      map_places(at.from(sample * width, 0), 0, channels * grid.size, numbers, chunk);
+    }
   }
 
   // dx; and the sums of each channel of each pool, of g * (x - mean) * rstd and of g: into twice

@@ -146,6 +146,14 @@ int32_t momentnorm_normalize(const Grid* grid, const Tail* tail, const void* x, 
   return kernels->normalize(pool, *grid, *tail, x, weight, bias, eps, y, mean, var);
 }
 
+int32_t momentnorm_normalize_with(const Grid* grid, const Tail* tail, const void* x,
+                                  const double* mean, const double* var, const void* weight,
+                                  const void* bias, double eps, void* y) {
+  const Grid planes = of_planes(*grid);
+  FIND_KERNELS(planes);
+  return kernels->normalize_with(pool, planes, *tail, x, mean, var, weight, bias, eps, y);
+}
+
 int32_t momentnorm_gradient_sums(const Grid* grid, const Tail* tail, const void* gradient,
                                  const void* x, const double* mean, const double* scale,
                                  const double* shift, double* sums, double* weighted_sums) {

@@ -26,6 +26,9 @@ struct Kernels {
   int32_t (*normalize)(const ThreadPool&, const Grid&, const Tail&, const void* x,
                        const void* weight, const void* bias, double eps, void* y, double* mean,
                        double* var);
+  int32_t (*normalize_with)(const ThreadPool&, const Grid&, const Tail&, const void* x,
+                            const double* mean, const double* var, const void* weight,
+                            const void* bias, double eps, void* y);
   int32_t (*gradient_sums)(const ThreadPool&, const Grid&, const Tail&, const void* gradient,
                            const void* x, const double* mean, const double* scale,
                            const double* shift, double* sums, double* weighted_sums);

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define MOMENTNORM_ABI_VERSION 4
+#define MOMENTNORM_ABI_VERSION 5
 #define MOMENTNORM_EXPORT __attribute__((visibility("default")))
 
 enum momentnorm_status {
@@ -125,6 +125,13 @@ MOMENTNORM_EXPORT int32_t momentnorm_normalize(const momentnorm_grid* grid,
                                                const momentnorm_tail* tail, const void* x,
                                                const void* weight, const void* bias, double eps,
                                                void* y, double* mean, double* var);
+
+/* The same with given moments: mean and var have one value for each channel, of all samples. */
+MOMENTNORM_EXPORT int32_t momentnorm_normalize_with(const momentnorm_grid* grid,
+                                                    const momentnorm_tail* tail, const void* x,
+                                                    const double* mean, const double* var,
+                                                    const void* weight, const void* bias,
+                                                    double eps, void* y);
 
 /* sums = sum(g), weighted_sums = sum(g * (x - mean)) over each plane, where g is the gradient of z:
  * of the given gradient of y through the activation. Without a tail g is the given one, and scale

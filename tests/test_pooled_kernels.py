@@ -11,6 +11,7 @@ from torch import Tensor
 from layouts import feature_map
 from momentnorm.backends import PLAIN, Tail, cpu, reference
 from momentnorm.pool import BATCH, Pool
+from tolerances import OUTPUT, assert_within
 
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
 
@@ -194,3 +195,30 @@ def test_pools_of_any_magnitude(size, pool, layout, scale):
 def test_uneven_pools_are_refused():
     with pytest.raises(ValueError, match="does not divide 48 channels"):
         cpu.normalize(torch.zeros(4, 48, 5), None, None, 1e-5, Pool(1, 5))
+
+
+# Given moments
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ["", "silu"])
+@pytest.mark.parametrize("size", [1, 3, 49, 127, 128, 1000, 9000])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_given_moments(layout, dtype, activation, size, samples):
+    channels = 37
+    x = feature_map(samples, channels, size, dtype, 300.0, layout)
+    mean = 300 + torch.randn(channels, dtype=torch.float64)
+    var = torch.rand(channels, dtype=torch.float64) + 0.1
+    parameters = [torch.rand(channels).to(dtype) for _ in range(2)]
+    residual = torch.randn(samples, channels, size).to(dtype) if activation else None
+    tail = Tail(activation, 0.1, residual) if activation else PLAIN
+    for weight, bias in ((None, None), parameters, (parameters[0], None)):
+        y = cpu.normalize_with(x, mean, var, weight, bias, 1e-5, tail)
+        twins = [None if values is None else values.double() for values in (weight, bias)]
+        exact_tail = tail._replace(residual=residual.double()) if activation else PLAIN
+        exact = reference.normalize_with(x.double(), mean, var, *twins, 1e-5, exact_tail)
+        assert_within(y, exact, OUTPUT)
+        assert torch.equal(
+            cpu.normalize_with(x.clone(), mean, var, weight, bias, 1e-5, tail, out=x.clone()), y
+        )

@@ -23,6 +23,8 @@ needs_residual=False)``
     ``y, mean, var``: moments and apply in one visit of each pool. ``pool`` is a rectangle of
     planes, a :class:`momentnorm.Pool`; mean and var have one value for each of them,
     (N / samples, C / channels). weight and bias are (C,).
+``normalize_with(x, mean, var, weight, bias, eps, tail=PLAIN, out=None)``
+    ``y`` with given moments, one of each channel: all four are (C,).
 ``normalize_backward(gradient, x, mean, var, weight, bias, eps, pool=INSTANCE, tail=PLAIN,
 needs_residual=False)``
     Its backward: ``dx, g or None, dweight, dbias, sums``, where dweight and dbias are (C,), already

@@ -24,7 +24,7 @@ from . import ACTIVATIONS, PLAIN, Tail
 
 name = "cpu"
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 #: Outputs from this many bytes on take memory that is kept for them: the page faults of fresh
 #: memory cost more than the arithmetic.
@@ -40,6 +40,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "moments": [_POINTER] * 3,
     "apply": [_POINTER] * 6,
     "normalize": [_POINTER] * 4 + [_DOUBLE] + [_POINTER] * 3,
+    "normalize_with": [_POINTER] * 6 + [_DOUBLE, _POINTER],
     "gradient_sums": [_POINTER] * 8,
     "apply_gradient": [_POINTER] * 11,
     "normalize_backward": [_POINTER] * 7 + [_DOUBLE] + [_POINTER] * 6,
@@ -179,6 +180,7 @@ else:
     _moments = _library.momentnorm_moments
     _apply = _library.momentnorm_apply
     _normalize = _library.momentnorm_normalize
+    _normalize_with = _library.momentnorm_normalize_with
     _gradient_sums = _library.momentnorm_gradient_sums
     _apply_gradient = _library.momentnorm_apply_gradient
     _normalize_backward = _library.momentnorm_normalize_backward
@@ -347,6 +349,32 @@ def normalize(
         var.data_ptr(),
     )
     return y, mean, var
+
+
+def normalize_with(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> Tensor:
+    y = _output(x) if out is None else out
+    operands = [
+        None if values is None else _readable(values) for values in (mean, var, weight, bias)
+    ]
+    pointer, _kept = _tail(tail, x)
+    _normalize_with(
+        _grid(x, _parameters(weight, bias))[0],
+        pointer,
+        x.data_ptr(),
+        *map(_address, operands),
+        eps,
+        y.data_ptr(),
+    )
+    return y
 
 
 def gradient_sums(

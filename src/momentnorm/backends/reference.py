@@ -139,6 +139,22 @@ def normalize_by(
     return apply(x, pooled_mean.expand(mean.shape), a, shift(bias, mean), tail, out), mean, var
 
 
+def normalize_with(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> Tensor:
+    grid = x.shape[:2]
+    a = scale(weight, var, eps).expand(grid)
+    mean = mean.expand(grid)
+    return apply(x, mean, a, shift(bias, mean), tail, out)
+
+
 def _through_activation(
     gradient: Tensor,
     x: Tensor,

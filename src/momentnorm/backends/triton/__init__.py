@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...pool import INSTANCE
-from .. import PLAIN, Tail
+from .. import PLAIN, Tail, reference
 from ..cpu import _CHANNELS_LAST, _laid_out_as, _layout, _readable
 
 if TYPE_CHECKING:
@@ -208,6 +208,21 @@ def normalize(
         run = launch.piece("apply", grid, samples, width, activation)
         run(x, y, residual, mean, var, weight, bias, eps, slope)
     return y, mean, var
+
+
+def normalize_with(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> Tensor:
+    grid = x.shape[:2]
+    mean, scale = mean.expand(grid), reference.scale(weight, var, eps).expand(grid)
+    return apply(x, mean, scale, reference.shift(bias, mean), tail, out)
 
 
 def gradient_sums(
