@@ -252,7 +252,7 @@ struct Of {
   }
 
   static int32_t normalize_with(const ThreadPool& threads, const Grid& grid, const Tail& tail,
-                                const void* x, const double* mean, const double* var,
+                                const void* x, const void* mean, const void* var,
                                 const void* weight, const void* bias, double eps, void* y) {
     if (grid.size == 0) return MOMENTNORM_OK;
     if (grid.size < kSmallPlane) {
@@ -269,9 +269,10 @@ struct Of {
     visit_map(threads, planes(grid), grid.size,
               [=, &grid, &tail](int64_t plane, int64_t begin, int64_t count) {
                 const int64_t channel = plane % grid.channels;
-                const Forward k = forward(grid, weight, bias, channel, var[channel], eps);
-                map_forward(tail, x, y, plane * grid.size + begin, count, mean[channel], k.scale,
-                            k.shift, NoFetch{});
+                const Forward k =
+                    forward(grid, weight, bias, channel, parameter(grid, var, channel, 1), eps);
+                map_forward(tail, x, y, plane * grid.size + begin, count,
+                            parameter(grid, mean, channel, 0), k.scale, k.shift, NoFetch{});
               });
     return MOMENTNORM_OK;
   }

@@ -423,15 +423,17 @@ struct Of {
   }
 
   static int32_t normalize_with(const ThreadPool& pool, const Grid& given, const Tail& tail,
-                                const void* x, const double* mean, const double* var,
+                                const void* x, const void* mean, const void* var,
                                 const void* weight, const void* bias, double eps, void* y) {
     Grid grid = given;
     grid.pool_samples = grid.samples;
     return visit_map(
         pool, folded(grid), !plain(tail),
         [=, &given](const Rows& shape, int64_t, int64_t channel, T* coefficients) {
-          const Forward k = forward(given, weight, bias, channel, var[channel], eps);
-          spread_forward(shape, coefficients, channel, mean[channel], k.scale, k.shift);
+          const Forward k =
+              forward(given, weight, bias, channel, parameter(given, var, channel, 1), eps);
+          spread_forward(shape, coefficients, channel, parameter(given, mean, channel, 0), k.scale,
+                         k.shift);
         },
         map_forward_from(tail, x, y));
   }

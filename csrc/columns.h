@@ -114,23 +114,28 @@ struct Columns {
                         double* mean, double* var) const {
     each_chunk(threads, operands, [&](int64_t pool, int64_t channels, const Operands<E>& at) {
       moments(at, channels, mean + pool, var + pool);
-      map(at, channels, mean + pool, var + pool, eps);
+      map(at, channels, eps, [=](int64_t k) { return Moments{mean[pool + k], var[pool + k]}; });
     });
   }
 
-  // The same with given moments.
+  // The same with given moments of each channel.
   INLINE void normalize_with(const ThreadPool& threads, const Operands<E>& operands, double eps,
-                             const double* mean, const double* var) const {
-    each_chunk(threads, operands, [&](int64_t pool, int64_t channels, const Operands<E>& at) {
-      map(at, channels, mean + pool, var + pool, eps);
+                             const void* mean, const void* var) const {
+    each_chunk(threads, operands, [&](int64_t first, int64_t channels, const Operands<E>& at) {
+      map(at, channels, eps, [=, this](int64_t k) {
+        return Moments{parameter(grid, mean, first + k, 0), parameter(grid, var, first + k, 1)};
+      });
     });
   }
 
-  INLINE void map(const Operands<E>& at, int64_t channels, const double* mean, const double* var,
-                  double eps) const {
+  // y, where moments(k) gives those of channel k of these.
+  template <class Get>
+  INLINE void map(const Operands<E>& at, int64_t channels, double eps, Get moments) const {
     OfSeveral<T> numbers;
     for (int64_t k = 0; k < channels; ++k) {
-      numbers.set(k * grid.size, grid.size, Shared<T>(mean[k], inverse_std(var[k], eps)));
+      const Moments of_channel = moments(k);
+      numbers.set(k * grid.size, grid.size,
+                  Shared<T>(of_channel.mean, inverse_std(of_channel.var, eps)));
     }
     alignas(kBytes) T chunk[kChunk];
     for (int64_t sample = 0; sample < samples; ++sample) {

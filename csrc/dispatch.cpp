@@ -147,7 +147,7 @@ int32_t momentnorm_normalize(const Grid* grid, const Tail* tail, const void* x, 
 }
 
 int32_t momentnorm_normalize_with(const Grid* grid, const Tail* tail, const void* x,
-                                  const double* mean, const double* var, const void* weight,
+                                  const void* mean, const void* var, const void* weight,
                                   const void* bias, double eps, void* y) {
   const Grid planes = of_planes(*grid);
   FIND_KERNELS(planes);

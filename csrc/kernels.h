@@ -27,8 +27,8 @@ struct Kernels {
                        const void* weight, const void* bias, double eps, void* y, double* mean,
                        double* var);
   int32_t (*normalize_with)(const ThreadPool&, const Grid&, const Tail&, const void* x,
-                            const double* mean, const double* var, const void* weight,
-                            const void* bias, double eps, void* y);
+                            const void* mean, const void* var, const void* weight, const void* bias,
+                            double eps, void* y);
   int32_t (*gradient_sums)(const ThreadPool&, const Grid&, const Tail&, const void* gradient,
                            const void* x, const double* mean, const double* scale,
                            const double* shift, double* sums, double* weighted_sums);

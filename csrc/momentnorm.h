@@ -126,10 +126,11 @@ MOMENTNORM_EXPORT int32_t momentnorm_normalize(const momentnorm_grid* grid,
                                                const void* weight, const void* bias, double eps,
                                                void* y, double* mean, double* var);
 
-/* The same with given moments: mean and var have one value for each channel, of all samples. */
+/* The same with given moments: mean and var have one value for each channel, of the type
+ * `parameters`. */
 MOMENTNORM_EXPORT int32_t momentnorm_normalize_with(const momentnorm_grid* grid,
                                                     const momentnorm_tail* tail, const void* x,
-                                                    const double* mean, const double* var,
+                                                    const void* mean, const void* var,
                                                     const void* weight, const void* bias,
                                                     double eps, void* y);
 

@@ -236,6 +236,19 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
             dx == dx2,
         label + " separate kernels");
 
+  // With its own moments given, one of each channel.
+  if (samples == 1 && !affine) {
+    momentnorm_grid given = grid;
+    given.parameters = MOMENTNORM_FLOAT64;
+    momentnorm_normalize_with(&given, nullptr, x.data, mean.data(), var.data(), nullptr, nullptr,
+                              eps, y2.data);
+    bool good = true;
+    for (int64_t i = 0; i < count; ++i) {
+      good &= near(y2.data[i], double(y.data[i]), 3 + std::fabs(double(y.data[i])));
+    }
+    check(good, label + " given moments");
+  }
+
   // Through a tail: the gradient of z is an output that the other gradients are checked with.
   Buffer<E> residual(count, offset), z_gradient(count, offset), z_gradient2(count, offset);
   for (int64_t i = 0; i < count; ++i) residual.data[i] = E(normal(random));

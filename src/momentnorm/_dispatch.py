@@ -122,6 +122,15 @@ def check_operands(
     per_sample: bool = False,
 ) -> None:
     """Raise what torch raises for operands that do not fit together, and name the fix."""
+    if input.dtype in DTYPES and input.layout is torch.strided:  # the usual case, fast
+        like = (input.shape[1],), input.dtype, input.device
+        if (
+            (weight is None or _is_usual(weight, *like))
+            and (bias is None or _is_usual(bias, *like))
+            and (running_mean is None or _is_usual(running_mean, *like, True))
+            and (running_var is None or _is_usual(running_var, *like, True))
+        ):
+            return
     if input.dtype not in DTYPES:
         raise NotImplementedError(
             f"{function} is not implemented for {input.dtype}: convert the input to "
@@ -148,6 +157,23 @@ def check_operands(
                 f"mixed dtypes: running_mean is {running_mean.dtype} and running_var "
                 f"{running_var.dtype}: convert one to the dtype of the other"
             )
+
+
+def _is_usual(
+    operand: Tensor,
+    shape: tuple[int],
+    dtype: torch.dtype,
+    device: torch.device,
+    statistic: bool = False,
+) -> bool:
+    """Whether nothing is wrong with an operand for sure."""
+    return (
+        isinstance(operand, Tensor)
+        and operand.shape == shape
+        and operand.dtype == dtype
+        and operand.device == device
+        and not (statistic and operand.requires_grad)
+    )
 
 
 def check_statistics_given(

@@ -138,20 +138,14 @@ def normalize_with(
     out: Tensor | None = None,
 ) -> Tensor:
     """Normalize x with given moments, such as running statistics."""
+    if mean.dim() == 1 and (weight is None or weight.dim() == 1):
+        backend = _backend_for(x, weight, bias, mean, var, tail.residual)
+        recorded = _needs_gradient(x, weight, bias, mean, var, tail.residual)
+        if backend is not None and backend is not _ops and not recorded:
+            target = _written_by(backend, out, x, tail)
+            y: Tensor = backend.normalize_with(x, mean, var, weight, bias, eps, tail, target)
+            return y if out is None else _into(out, y)
     dtype = reference.statistics_dtype(x)
-    operands = (weight, bias, mean, var)
-    backend = _backend_for(x, *operands, tail.residual)
-    if (
-        backend is not None
-        and backend is not _ops
-        and all(values is None or values.dim() == 1 for values in operands)
-        and not _needs_gradient(x, *operands, tail.residual)
-    ):
-        target = _written_by(backend, out, x, tail)
-        y: Tensor = backend.normalize_with(
-            x, mean.to(dtype), var.to(dtype), weight, bias, eps, tail, target
-        )
-        return y if out is None else _into(out, y)
     # A copy: the caller may move a running mean on before the backward needs this one.
     mean = mean.to(dtype, copy=True)
     scale = reference.scale(weight, var.to(dtype), eps)

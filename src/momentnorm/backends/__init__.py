@@ -24,7 +24,7 @@ needs_residual=False)``
     planes, a :class:`momentnorm.Pool`; mean and var have one value for each of them,
     (N / samples, C / channels). weight and bias are (C,).
 ``normalize_with(x, mean, var, weight, bias, eps, tail=PLAIN, out=None)``
-    ``y`` with given moments, one of each channel: all four are (C,).
+    ``y`` with given moments, one of each channel: all four are (C,), in any floating dtypes.
 ``normalize_backward(gradient, x, mean, var, weight, bias, eps, pool=INSTANCE, tail=PLAIN,
 needs_residual=False)``
     Its backward: ``dx, g or None, dweight, dbias, sums``, where dweight and dbias are (C,), already

@@ -365,9 +365,13 @@ def normalize_with(
     operands = [
         None if values is None else _readable(values) for values in (mean, var, weight, bias)
     ]
+    parameters = mean.dtype
+    if any(values is not None and values.dtype != parameters for values in operands):
+        parameters = torch.float64
+        operands = [None if values is None else values.to(parameters) for values in operands]
     pointer, _kept = _tail(tail, x)
     _normalize_with(
-        _grid(x, _parameters(weight, bias))[0],
+        _grid(x, parameters)[0],
         pointer,
         x.data_ptr(),
         *map(_address, operands),

@@ -149,9 +149,9 @@ def normalize_with(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> Tensor:
-    grid = x.shape[:2]
-    a = scale(weight, var, eps).expand(grid)
-    mean = mean.expand(grid)
+    grid, dtype = x.shape[:2], statistics_dtype(x)
+    a = scale(weight, var.to(dtype), eps).expand(grid)
+    mean = mean.to(dtype).expand(grid)
     return apply(x, mean, a, shift(bias, mean), tail, out)
 
 

@@ -220,8 +220,9 @@ def normalize_with(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> Tensor:
-    grid = x.shape[:2]
-    mean, scale = mean.expand(grid), reference.scale(weight, var, eps).expand(grid)
+    grid, dtype = x.shape[:2], reference.statistics_dtype(x)
+    mean = mean.to(dtype).expand(grid)
+    scale = reference.scale(weight, var.to(dtype), eps).expand(grid)
     return apply(x, mean, scale, reference.shift(bias, mean), tail, out)
 
 
