@@ -134,25 +134,33 @@ struct PlaneMaps {
   const double* mean;
   INLINE PlaneMaps(const Grid& grid, bool through, const void* weight, const void* bias,
                    const double* pool_mean, const double* var, double eps)
-      : own_mean(planes(grid)),
+      : own_mean(alone(grid) ? 0 : planes(grid)),
         inverse(planes(grid)),
         scale(through ? planes(grid) : 0),
         shift(through ? planes(grid) : 0),
-        mean(own_mean.data) {
+        mean(alone(grid) ? pool_mean : own_mean.data) {
     if (!good()) return;
-    const Pools pools(grid);
-    for (int64_t i = 0; i < planes(grid); i += pools.planes) {
-      const double rstd = inverse_std(var[i / pools.planes], eps);
-      for (int64_t k = i; k < i + pools.planes; ++k) {
-        const int64_t plane = pools.plane(k), channel = plane % grid.channels;
-        own_mean.data[plane] = pool_mean[i / pools.planes];
-        inverse.data[plane] = rstd;
-        if (!through) continue;
-        scale.data[plane] = parameter(grid, weight, channel, 1) * rstd;
-        shift.data[plane] = parameter(grid, bias, channel, 0);
+    if (alone(grid)) {
+      for (int64_t i = 0; i < planes(grid); ++i) inverse.data[i] = inverse_std(var[i], eps);
+    } else {
+      const Pools pools(grid);
+      for (int64_t pool = 0; pool < pools.count; ++pool) {
+        const double rstd = inverse_std(var[pool], eps);
+        for (int64_t i = 0; i < pools.planes; ++i) {
+          const int64_t plane = pools.plane(pool * pools.planes + i);
+          own_mean.data[plane] = pool_mean[pool];
+          inverse.data[plane] = rstd;
+        }
       }
     }
+    for (int64_t plane = 0; through && plane < planes(grid); ++plane) {
+      const int64_t channel = plane % grid.channels;
+      scale.data[plane] = parameter(grid, weight, channel, 1) * inverse.data[plane];
+      shift.data[plane] = parameter(grid, bias, channel, 0);
+    }
   }
+  // Whether planes are pools, and their moments those of the pools.
+  static INLINE bool alone(const Grid& grid) { return Pools(grid).planes == 1; }
   INLINE bool good() const {
     return own_mean.data != nullptr && inverse.data != nullptr && scale.data != nullptr &&
            shift.data != nullptr;
