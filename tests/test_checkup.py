@@ -756,6 +756,13 @@ def test_a_bias_that_is_taken_away(layer, norm, wasted, library):
         torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
 
 
+def test_an_accelerated_model_is_judged_alike():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU())
+    before = _found(check(model, _x()))
+    momentnorm.accelerate(model)
+    assert _found(check(model, _x())) == before == [("hint", "wasted-bias", "0")]
+
+
 def test_a_bias_of_other_channels_is_not_taken_away():
     linear = nn.Linear(3, 8)
     assert check(nn.Sequential(linear, nn.BatchNorm1d(8)), _x(16, 3)).of("wasted-bias")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..sequential import Sequential
 from .arrivals import ARRIVALS
 from .call import NORMS, Batch, Call, History, Instance
 from .report import SEVERITIES, Finding, Report
@@ -299,7 +300,7 @@ _BIASED = (nn.Linear, nn.modules.conv._ConvNd)
 def _wasted_biases(model: nn.Module, watch: _Watch) -> Iterator[Finding]:
     """In a Sequential nobody else sees what a layer makes."""
     for container in model.modules():
-        plain = type(container).forward is nn.Sequential.forward
+        plain = type(container).forward in (nn.Sequential.forward, Sequential.forward)
         if not plain or not isinstance(container, nn.Sequential):
             continue
         for layer, norm in itertools.pairwise(container):
