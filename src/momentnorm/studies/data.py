@@ -6,7 +6,7 @@ import functools
 from typing import NamedTuple
 
 import torch
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from momentnorm.stylize.features import luminance
@@ -20,7 +20,7 @@ BLOCK = 32
 MARGIN = 2
 PATCH = 16
 #: Patches of each photograph.
-TRAINING = 128
+TRAINING = 96
 TEST = 48
 
 

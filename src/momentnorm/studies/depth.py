@@ -143,7 +143,7 @@ this off ([Ioffe and Szegedy 2015](https://arxiv.org/abs/1502.03167)). Convoluti
 scikit-learn's digits, with torch's initialization throughout. Without normalization the signal
 shrinks from layer to layer there, so a second network without it starts as
 [He et al. 2015](https://arxiv.org/abs/1502.01852) propose, which keeps the signal's size.""",
-    quick=Settings(depths=(2, 8, 24), epochs=1),
+    quick=Settings(depths=(2, 8, 24), epochs=6),
     full=Settings(),
     kinds=tuple(KINDS),
     cells=cells,

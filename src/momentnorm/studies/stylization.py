@@ -71,7 +71,7 @@ class Settings:
         return Training(norm=norm, seed=seed, **known)
 
 
-QUICK = Settings(width=8, blocks=1, steps=96, size=48, style_size=96, test_size=128, lr=3e-3)
+QUICK = Settings(width=8, blocks=1, steps=104, size=32, style_size=64, test_size=96, lr=3e-3)
 
 
 @dataclasses.dataclass(frozen=True)
