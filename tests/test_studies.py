@@ -6,6 +6,10 @@ import csv
 import dataclasses
 import functools
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -197,9 +201,6 @@ def test_stopping_from_the_command_line(monkeypatch, tmp_path, capsys):
     study, _ = counted(monkeypatch, STUDIES["depth"])
 
     def interrupted(settings, cell, layers, seed, folder):
-        import os
-        import signal
-
         os.kill(os.getpid(), signal.SIGINT)  # Ctrl-C: the cell is finished first
         return study.compute(settings, cell, layers, seed, folder)
 
@@ -207,6 +208,21 @@ def test_stopping_from_the_command_line(monkeypatch, tmp_path, capsys):
     assert main(["study", "depth", "--quick", "-o", str(tmp_path)]) == 130
     assert "goes on" in capsys.readouterr().err
     assert len(rows_of(tmp_path / "studies" / "depth.csv")) == 1
+
+
+@pytest.mark.parametrize("missing", ["sklearn", "matplotlib"])
+def test_a_missing_extra_is_one_line(missing):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from momentnorm.cli import main\n"
+        "sys.exit(main(['study', '--list']))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "pip install 'momentnorm[studies]'" in result.stderr
 
 
 @pytest.mark.parametrize(

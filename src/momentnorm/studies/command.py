@@ -14,7 +14,7 @@ from .catalogue import STUDIES
 from .errors import StudyError
 from .layers import KINDS
 from .page import FOLDER, write_page
-from .runner import run
+from .runner import SEEDS, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,11 @@ def _parser() -> Parser:
     )
     parser.add_argument("--quick", action="store_true", help="the small setting: two minutes")
     parser.add_argument(
-        "--seeds", type=positive, default=3, metavar="N", help="seeds 0 to N - 1; default 3"
+        "--seeds",
+        type=positive,
+        default=SEEDS,
+        metavar="N",
+        help=f"seeds 0 to N - 1; default {SEEDS}",
     )
     parser.add_argument(
         "--layers", choices=tuple(KINDS), default="momentnorm", help="whose layers; default ours"

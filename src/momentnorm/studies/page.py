@@ -12,6 +12,7 @@ from .errors import StudyError
 from .layers import LABELS
 from .record import read_results
 from .results import MissingError, Results, Sample, agree
+from .runner import SEEDS
 from .study import AnyStudy
 from .tables import Table
 
@@ -25,8 +26,8 @@ _INTRODUCTION = """\
 What is often said of these norms, tried with small networks on images that come inside packages.
 This page is written by `momentnorm study` from the CSV files beside it. No verdict is typed: each
 claim has a criterion, stated with it, and the figures decide. A figure is the mean over the seeds
-± their standard deviation (of n - 1). "Does not at this scale" says what was found here, not that
-the claim is wrong.
+± their standard deviation (of n - 1), which is the spread. "Does not at this scale" says what was
+found here, not that the claim is wrong.
 """
 
 
@@ -88,10 +89,12 @@ def _conditions(study: AnyStudy, known: dict[str, Any], results: Results) -> str
     settings, versions = known["settings"], known["versions"]
     seeds = ", ".join(str(seed) for seed in sorted(results.distinct("seed"), key=float))
     option = " --quick" if known["setting"] == "quick" else ""
+    count = len(results.distinct("seed"))
+    option += f" --seeds {count}" if count != SEEDS else ""
     lines = [
         f"    momentnorm study {study.name}{option} -o OUT\n",
         f"The **{known['setting']}** setting, with seeds {seeds}. {_settings_text(settings)}. "
-        f"{known['machine']}, {known['threads']} threads; "
+        f"{known['machine']}, threads: {known['threads']}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
     ]
     for kind in results.distinct("layers"):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 
 from momentnorm.stylize.images import whole_file
 
@@ -27,14 +26,15 @@ def figure(path: Path, columns: int, rows: int = 1) -> Iterator[list[Axes]]:
     """Panels, row by row, saved as an SVG that is the same file for the same figures."""
     # Identifiers are random and the date is now, unless told otherwise.
     with rc_context({"svg.hashsalt": "momentnorm", "font.size": 9}):
-        drawn = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+        drawn = Figure(figsize=(3.8 * columns + 0.9, 3.2 * rows), layout="constrained")
         FigureCanvasAgg(drawn)
         panels: list[Axes] = list(drawn.subplots(rows, columns, squeeze=False).flat)
         yield panels
         for panel in panels:
             panel.spines[["top", "right"]].set_visible(False)
-            if panel.get_legend_handles_labels()[0] and panel.get_legend() is None:
-                panel.legend(frameon=False, fontsize=8)
+        # All panels have the same series: one legend, beside them.
+        handles, labels = panels[0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside right center", frameon=False)
         with whole_file(path) as file:
             drawn.savefig(file, format="svg", metadata={"Date": None})
 
@@ -86,12 +86,6 @@ def metrics(panel: Axes, results: Results, names: Sequence[str], captions: Seque
             capsize=2,
         )
     panel.set_xticks(range(len(names)), captions)
-
-
-def plain_log(panel: Axes) -> None:
-    """Plain numbers on a logarithmic axis, and few of them."""
-    panel.yaxis.set_major_formatter("{x:g}")
-    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _norms(results: Results) -> list[str]:

@@ -74,8 +74,8 @@ class Record:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if restart:
-                for file in folder.glob(f"{name}[.-]*"):
-                    file.unlink()
+                for file in (self.csv, self.json, *folder.glob(f"{name}-*.jpg")):
+                    file.unlink(missing_ok=True)
         except OSError as error:
             raise StudyError(
                 f"{folder}: cannot be written ({error.strerror}); choose another place"

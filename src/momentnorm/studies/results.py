@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ def read_value(text: str) -> Value:
 
 @dataclass(frozen=True)
 class Sample:
-    """One figure, measured once with each seed."""
+    """One figure, measured once with each of two seeds or more."""
 
     values: tuple[float, ...]
 
@@ -42,8 +41,8 @@ class Sample:
 
     @property
     def spread(self) -> float:
-        """The standard deviation over the seeds, of n - 1; of one seed it is not known: nan."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else math.nan
+        """The standard deviation over the seeds, of n - 1."""
+        return statistics.stdev(self.values)
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.spread:.3f}"

@@ -11,6 +11,9 @@ from .record import Record, conditions
 from .results import Row
 from .study import AnyStudy
 
+#: How many there are unless told otherwise: 0, 1, 2.
+SEEDS = 3
+
 #: Called after each cell: how many are done, how many there are, and the row.
 OnCell = Callable[[int, int, Row], None]
 
@@ -20,7 +23,7 @@ def run(
     folder: Path,
     *,
     setting: str = "quick",
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = range(SEEDS),
     layers: str = "momentnorm",
     restart: bool = False,
     on_cell: OnCell = lambda done, total, row: None,

@@ -171,7 +171,7 @@ def draw(results: Results, folder: Path) -> None:
                 panel.axhline(1 / 3, color="white", linewidth=0.8, linestyle=":")
                 panel.axhline(2 / 3, color="white", linewidth=0.8, linestyle=":")
                 panel.set(title=f"{task}: {moment}", xlabel="layer", ylim=(0, 1))
-                panel.legend(frameon=True, fontsize=8, loc="lower right")
+                panel.set_xticks(range(1, depth + 1))
 
 
 STUDY = Study(
