@@ -183,7 +183,8 @@ learns, one set for the mean and one for the variance
 ([Luo et al. 2018](https://arxiv.org/abs/1806.10779)); the authors found that they differ from task
 to task, and that stylization takes IN. Read from the trained layers with `layer.mixture()`. All
 proportions start at a third, which the dotted lines mark. Classification trains with SGD and
-stylization with Adam, so which way the shares lean can be compared, and how far they moved cannot.""",
+stylization with Adam, so which way the shares lean can be compared, and how far they moved
+cannot.""",
     quick=Settings(
         widths=(16, 32, 32, 32),
         strides=(1, 2, 1, 1),
