@@ -164,6 +164,22 @@ def test_one_seed_is_not_judged():
         Results(rows).sample("accuracy", norm="batch", batch=2)
 
 
+def test_a_seed_that_is_unfinished_is_left_out(tmp_path):
+    rows = sorted(batch_size_rows(AS_CLAIMED), key=lambda row: row["seed"])
+    plant(tmp_path, "batch-size", rows[:-1])
+    text = page(tmp_path)
+    assert "with seeds 0, 1." in text
+    assert "--seeds 2" in text
+    assert "With momentnorm's layers 20 trainings took 40 s." in text
+    assert text.count("**reproduces**") == 6
+    # With one finished seed, or none, nothing is judged.
+    for count in (11, 3):
+        plant(tmp_path, "batch-size", rows[:count])
+        text = page(tmp_path)
+        assert "**reproduces**" not in text
+        assert "**not measured**" in text
+
+
 def test_several_cells_are_not_taken_for_one():
     with pytest.raises(ValueError, match="more than one cell"):
         Results(batch_size_rows(AS_CLAIMED)).sample("accuracy", norm="batch")

@@ -80,25 +80,25 @@ def section(study: AnyStudy, folder: Path) -> str:
 
 
 def _judged(results: Results) -> Results:
-    """The rows of momentnorm's layers, where there are any."""
+    """The finished seeds of momentnorm's layers, where there are any."""
     kinds = results.distinct("layers")
-    return results.where(layers="momentnorm" if "momentnorm" in kinds else kinds[0])
+    return results.where(layers="momentnorm" if "momentnorm" in kinds else kinds[0]).whole()
 
 
 def _conditions(study: AnyStudy, known: dict[str, Any], results: Results) -> str:
     settings, versions = known["settings"], known["versions"]
-    seeds = ", ".join(str(seed) for seed in sorted(results.distinct("seed"), key=float))
+    seeds = sorted(_judged(results).distinct("seed"), key=float)
     option = " --quick" if known["setting"] == "quick" else ""
-    count = len(results.distinct("seed"))
-    option += f" --seeds {count}" if count != SEEDS else ""
+    option += f" --seeds {len(seeds)}" if len(seeds) != SEEDS else ""
     lines = [
         f"    momentnorm study {study.name}{option} -o OUT\n",
-        f"The **{known['setting']}** setting, with seeds {seeds}. {_settings_text(settings)}. "
+        f"The **{known['setting']}** setting, with seeds {', '.join(map(str, seeds))}. "
+        f"{_settings_text(settings)}. "
         f"{known['machine']}, threads: {known['threads']}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
     ]
     for kind in results.distinct("layers"):
-        rows = results.where(layers=kind).rows
+        rows = results.where(layers=kind).whole().rows
         seconds = sum(float(row["seconds"]) for row in rows)
         lines.append(f"With {kind}'s layers {len(rows)} trainings took {seconds:.0f} s.")
     return "\n".join(lines) + "\n"
@@ -121,8 +121,10 @@ def _comparison(study: AnyStudy, results: Results) -> str:
     names = names[1 : names.index("seed")]  # between the layers and the seed: the cell's keys
     both: list[tuple[Sample, Sample]] = []
     seconds = dict.fromkeys(("momentnorm", "torch"), 0.0)
-    for cell in dict.fromkeys(tuple(row[name] for name in names) for row in results.rows):
-        here = results.where(**dict(zip(names, cell, strict=True)))
+    finished = [set(results.where(layers=kind).whole().distinct("seed")) for kind in seconds]
+    shared = Results([row for row in results.rows if row["seed"] in set.intersection(*finished)])
+    for cell in dict.fromkeys(tuple(row[name] for name in names) for row in shared.rows):
+        here = shared.where(**dict(zip(names, cell, strict=True)))
         try:
             pair = [here.sample(study.metric, layers=kind) for kind in seconds]
         except MissingError:  # no such layer in torch, or not yet computed

@@ -138,7 +138,8 @@ def read_conditions(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read, so it is not known how the results beside it were made; "
             "start over with --restart"
         ) from error
-    if not isinstance(known, dict) or not {"setting", "settings", "versions"} <= set(known):
+    needed = {"setting", "settings", "versions", "threads", "machine"}
+    if not isinstance(known, dict) or not needed <= set(known):
         raise StudyError(f"{path}: not a study's settings; start over with --restart")
     return known
 

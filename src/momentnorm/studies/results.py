@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -77,6 +78,12 @@ class Results:
     def distinct(self, key: str) -> list[Value]:
         """The values of a column, each once, in the order of the rows."""
         return list(dict.fromkeys(row[key] for row in self.rows))
+
+    def whole(self) -> Results:
+        """The cells of the seeds that are finished: no seed has more cells than these."""
+        counts = collections.Counter(row["seed"] for row in self.rows)
+        most = max(counts.values(), default=0)
+        return Results([row for row in self.rows if counts[row["seed"]] == most])
 
     def sample(self, metric: str, **keys: Value) -> Sample:
         """A figure of the one cell with these keys, over the seeds.
