@@ -191,9 +191,10 @@ def test_the_page_says_how_and_what(tmp_path):
     text = page(tmp_path)
     assert "The **full** setting, with seeds 0, 1, 2." in text
     assert "--quick" not in text
-    assert "width 3, nested: steps 1 2" in text
+    assert "width 3, nested (steps 1 2)" in text
     assert "a machine, threads: 7; torch 9.9" in text
     assert "With momentnorm's layers 30 trainings took 60 s." in text
+    assert "| [Batch size](#batch-size) | full | 6 | 0 | 0 |" in text
     assert "| BN | 0.606 ± 0.006 | 0.909 ± 0.009 |" in text
     assert text.count("**reproduces**") == 6
     assert "With torch's layers instead" not in text

@@ -66,7 +66,7 @@ def _claims_of(data: Value) -> list[Claim]:
         ),
         *(
             Claim(
-                f"{data}: {LABELS[norm]} hardly does",
+                f"{data}: {LABELS[norm]} hardly degrades at small batches",
                 f"the mean loses at most {HARDLY:g} from the largest batch to the smallest",
                 functools.partial(_hardly, data=data, norm=norm),
             )

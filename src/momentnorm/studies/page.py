@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from .layers import LABELS
 from .record import read_results
 from .results import MissingError, Results, Sample, agree
 from .runner import SEEDS
-from .study import AnyStudy
+from .study import VERDICTS, AnyStudy
 from .tables import Table
 
 #: Of results and page, within the folder that the user names.
@@ -56,7 +57,25 @@ def page(out: Path) -> str:
     studies = found_in(out)
     if not studies:
         raise StudyError(f"{out / FOLDER}: no results in it; run a study first")
-    return "\n".join([_INTRODUCTION, *(section(study, out / FOLDER) for study in studies)])
+    folder = out / FOLDER
+    sections = [section(study, folder) for study in studies]
+    return "\n".join([_INTRODUCTION, _summary(studies, folder), *sections])
+
+
+def _summary(studies: list[AnyStudy], folder: Path) -> str:
+    """How many claims of each study came out how."""
+    rows = []
+    for study in studies:
+        known, results = read_results(folder, study.name)
+        judged = _judged(results)
+        words = collections.Counter(c.verdict(judged)[0] for c in study.claims(judged))
+        counts = [str(words[verdict]) for verdict in VERDICTS]
+        rows.append([f"[{study.title}](#{_anchor(study.title)})", known["setting"], *counts])
+    return Table("", ["study", "setting", *VERDICTS], rows).markdown()
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
 
 
 def section(study: AnyStudy, folder: Path) -> str:
@@ -93,7 +112,7 @@ def _conditions(study: AnyStudy, known: dict[str, Any], results: Results) -> str
     lines = [
         f"    momentnorm study {study.name}{option} -o OUT\n",
         f"The **{known['setting']}** setting, with seeds {', '.join(map(str, seeds))}. "
-        f"{_settings_text(settings)}. "
+        f"Settings: {_settings_text(settings)}. "
         f"{known['machine']}, threads: {known['threads']}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
     ]
@@ -104,14 +123,14 @@ def _conditions(study: AnyStudy, known: dict[str, Any], results: Results) -> str
     return "\n".join(lines) + "\n"
 
 
-def _settings_text(settings: dict[str, Any], prefix: str = "") -> str:
+def _settings_text(settings: dict[str, Any]) -> str:
     parts = []
     for name, value in settings.items():
         if isinstance(value, dict):
-            parts.append(_settings_text(value, f"{name}: "))
-            continue
-        shown = " ".join(map(str, value)) if isinstance(value, list) else value
-        parts.append(f"{prefix}{name.replace('_', ' ')} {shown}")
+            shown = f"({_settings_text(value)})"
+        else:
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+        parts.append(f"{name.replace('_', ' ')} {shown}")
     return ", ".join(parts)
 
 

@@ -16,6 +16,9 @@ Settings = TypeVar("Settings")
 Cell = dict[str, Value]
 
 
+VERDICTS = ("reproduces", "does not at this scale", "not measured")
+
+
 class Judgement(NamedTuple):
     """Whether a claim holds here, and the figures that say so."""
 
@@ -41,8 +44,8 @@ class Claim:
         try:
             holds, figures = self.judge(results)
         except MissingError as missing:
-            return "not measured", str(missing)
-        return ("reproduces" if holds else "does not at this scale"), figures
+            return VERDICTS[2], str(missing)
+        return VERDICTS[0 if holds else 1], figures
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ def claims(results: Results) -> Sequence[Claim]:
             functools.partial(_unseen, low="contrast 1", high="contrast 0.25"),
         ),
         Claim(
-            "BN's does: it is higher at a quarter of the contrast",
+            "BN's style loss is higher at a quarter of the photograph's contrast",
             "higher than at full contrast by more than the two spreads together",
             _batch_sees_contrast,
         ),
