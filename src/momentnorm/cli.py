@@ -11,27 +11,43 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-#: What ``momentnorm[stylize]`` installs.
-_EXTRA = ("numpy", "PIL", "safetensors", "rich", "matplotlib")
+#: What the extras of these commands install.
+_EXTRAS = {
+    "stylize": ("numpy", "PIL", "safetensors", "rich", "matplotlib"),
+    "studies": ("numpy", "PIL", "safetensors", "rich", "matplotlib", "sklearn"),
+}
+
+
+def _missing(command: str, extra: str, error: ImportError) -> int:
+    """Say which extra brings the package; of an error of our own, raise it again."""
+    if (error.name or "").partition(".")[0] not in _EXTRAS[extra]:
+        raise error
+    print(
+        f"momentnorm {command}: {error.name} is missing: pip install 'momentnorm[{extra}]'",
+        file=sys.stderr,
+    )
+    return 2
 
 
 def _run_stylize(argv: Sequence[str]) -> int:
     try:
         from .stylize import commands
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in _EXTRA:
-            raise
-        print(
-            f"momentnorm stylize: {error.name} is missing: pip install 'momentnorm[stylize]'",
-            file=sys.stderr,
-        )
-        return 2
+        return _missing("stylize", "stylize", error)
     return commands.main(argv)
 
 
 def _run_explain(argv: Sequence[str]) -> int:
     from .explain import command
 
+    return command.main(argv)
+
+
+def _run_study(argv: Sequence[str]) -> int:
+    try:
+        from .studies import command
+    except ImportError as error:
+        return _missing("study", "studies", error)
     return command.main(argv)
 
 
@@ -60,6 +76,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "explain": (_run_explain, "show what a layer computes, step by step, on numbers of yours"),
     "figure": (_run_figure, "draw which elements of a feature map share their statistics"),
     "explore": (_run_explore, "write the page on which a normalization is done step by step"),
+    "study": (_run_study, "rerun, with numbers, what is often said of these norms"),
     "doctor": (_run_doctor, "say which backend takes which call on this machine, and why"),
 }
 

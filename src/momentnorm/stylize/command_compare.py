@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,7 +25,7 @@ from .trainer import CALIBRATION_BATCH, Losses, Settings, train
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.progress import Progress, TaskID
 
@@ -57,6 +58,31 @@ def split(files: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(files[held_out:]), list(files[:held_out]) or list(files)
 
 
+def measure_changes(
+    network: Network,
+    features: RandomFeatures,
+    style_image: Tensor,
+    photographs: Sequence[Tensor],
+    changes: Sequence[Callable[[Tensor], Tensor]],
+) -> tuple[list[float], list[list[Tensor]]]:
+    """For each change of the photographs the mean style loss over them, and the pictures.
+
+    Args:
+        style_image: (3, H, W) in [0, 1], at the size at which it was trained for.
+        photographs: (3, H, W) in [0, 1] each.
+        changes: functions of a photograph, such as :func:`change_contrast`.
+    """
+    losses, pictures = [], []
+    with torch.no_grad():
+        targets = [style_statistics(x) for x in features.style_layers(style_image.unsqueeze(0))]
+        for change in changes:
+            row = [stylize(change(photo), network) for photo in photographs]
+            found = [style_loss(features.style_layers(x.unsqueeze(0)), targets) for x in row]
+            losses.append(torch.stack(found).mean().item())
+            pictures.append(row)
+    return losses, pictures
+
+
 def measure_contrast(
     network: Network,
     features: RandomFeatures,
@@ -64,21 +90,9 @@ def measure_contrast(
     photographs: Sequence[Tensor],
     contrasts: Sequence[float] = CONTRASTS,
 ) -> tuple[list[float], list[list[Tensor]]]:
-    """For each contrast the mean style loss over the photographs, and the pictures.
-
-    Args:
-        style_image: (3, H, W) in [0, 1], at the size at which it was trained for.
-        photographs: (3, H, W) in [0, 1] each.
-    """
-    losses, pictures = [], []
-    with torch.no_grad():
-        targets = [style_statistics(x) for x in features.style_layers(style_image.unsqueeze(0))]
-        for contrast in contrasts:
-            row = [stylize(change_contrast(photo, contrast), network) for photo in photographs]
-            found = [style_loss(features.style_layers(x.unsqueeze(0)), targets) for x in row]
-            losses.append(torch.stack(found).mean().item())
-            pictures.append(row)
-    return losses, pictures
+    """:func:`measure_changes` of the contrast."""
+    changes = [functools.partial(change_contrast, factor=contrast) for contrast in contrasts]
+    return measure_changes(network, features, style_image, photographs, changes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from momentnorm import InstanceNorm2d
+from momentnorm import BatchNorm2d, GroupNorm, InstanceNorm2d, SwitchableNorm2d
 
 from .errors import StylizeError
 
@@ -21,9 +21,10 @@ STRIDE = 4
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda channels: InstanceNorm2d(channels, affine=True),
-    "batch": lambda channels: nn.BatchNorm2d(channels),
-    "group": lambda channels: nn.GroupNorm(max(1, channels // 8), channels),
-    "layer": lambda channels: nn.GroupNorm(1, channels),
+    "batch": lambda channels: BatchNorm2d(channels),
+    "group": lambda channels: GroupNorm(max(1, channels // 8), channels),
+    "layer": lambda channels: GroupNorm(1, channels),
+    "switchable": lambda channels: SwitchableNorm2d(channels),
     "none": lambda channels: nn.Identity(),
 }
 

@@ -88,6 +88,7 @@ def train(
     note: Callable[[str], None] = lambda text: None,
     device: str | torch.device = "cpu",
     picture: str = "",
+    build: Callable[[Architecture], Network] = Network,
 ) -> Style | None:
     """Train a network to paint photographs in the manner of a picture.
 
@@ -106,6 +107,7 @@ def train(
         note: told, in a line, of what went other than planned.
         device: where to train.
         picture: what the style picture is, for the style file.
+        build: makes the network to train.
 
     Returns:
         The style, or None where ``should_stop`` ended it.
@@ -124,7 +126,7 @@ def train(
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        network = Network(settings.architecture)
+        network = build(settings.architecture)
     network.to(device).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=settings.lr)
     identity = _identity(settings, style_image, crops, features)
@@ -164,10 +166,25 @@ def _step(
     device: str | torch.device,
 ) -> Losses:
     photographs = crops.batch(step, settings.batch).to(device)
-    pictures = network(photographs)
+    random = generator_of(settings.seed, step)
+    losses = losses_of(network(photographs), photographs, target, settings, random)
+    optimizer.zero_grad(set_to_none=True)
+    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return {name: value.item() for name, value in losses.items()}
+
+
+def losses_of(
+    pictures: Tensor,
+    photographs: Tensor,
+    target: StyleTarget,
+    settings: Settings,
+    random: torch.Generator,
+) -> dict[str, Tensor]:
+    """The loss of pictures, (N, 3, H, W), of these photographs, and its terms by name."""
     with torch.no_grad():
         content_target = target.features.content_layer(photographs)
-    statistics, sliced = target.losses(pictures, generator_of(settings.seed, step))
+    statistics, sliced = target.losses(pictures, random)
     terms = {
         "style": statistics,
         "sliced": sliced,
@@ -180,10 +197,7 @@ def _step(
         + settings.content_weight * terms["content"]
         + settings.tv_weight * terms["tv"]
     )
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return {"loss": loss.item()} | {name: term.item() for name, term in terms.items()}
+    return {"loss": loss} | terms
 
 
 def _learning_rate(settings: Settings, step: int) -> float:

@@ -1,0 +1,155 @@
+"""How deep a plain network can be and still learn, with each norm and without."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from . import plots
+from .classify import classifier, train
+from .data import DATA
+from .layers import KINDS, LABELS, norms_of
+from .results import Results, is_above
+from .study import Cell, Claim, Judgement, Study
+from .tables import Table, pivot
+
+#: No norm, with He's initialization instead of torch's.
+HE = "he"
+
+
+@dataclass(frozen=True)
+class Settings:
+    data: str = "digits"
+    depths: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    width: int = 16
+    batch: int = 32
+    epochs: int = 5
+    lr: float = 0.05
+
+
+def cells(settings: Settings, layers: str) -> list[Cell]:
+    return [
+        {"norm": norm, "depth": depth}
+        for norm in ("none", HE, *(norm for norm in norms_of(layers) if norm != "none"))
+        for depth in settings.depths
+    ]
+
+
+def compute(
+    settings: Settings, cell: Cell, layers: str, seed: int, folder: Path
+) -> dict[str, float]:
+    data = DATA[settings.data]()
+    norm, depth = str(cell["norm"]), int(cell["depth"])
+    torch.manual_seed(seed)
+    kind = "none" if norm == HE else norm
+    widths = [settings.width] * depth
+    model = classifier(widths, [2] + [1] * (depth - 1), data.classes, kind, layers)
+    if norm == HE:
+        for module in model:
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)
+    found = train(
+        model, data, batch=settings.batch, epochs=settings.epochs, lr=settings.lr, seed=seed
+    )
+    return {"loss": found.loss, "accuracy": found.accuracy}
+
+
+def claims(results: Results) -> Sequence[Claim]:
+    return [
+        Claim(
+            "Without normalization, a deep network learns worse than a shallow one",
+            "at some smaller depth its accuracy is above that at the largest by more than the two "
+            "spreads together",
+            functools.partial(_falls, norm="none"),
+        ),
+        *(
+            Claim(
+                f"{LABELS[norm]} trains the deepest network better than no normalization does",
+                "its accuracy is above that without by more than the two spreads together",
+                functools.partial(_above_none, norm=norm),
+            )
+            for norm in LABELS
+            if norm not in ("none", HE)
+        ),
+        Claim(
+            "He's initialization is no substitute: the deepest network learns better with BN",
+            "BN's accuracy is above that without normalization, with He's initialization, by more "
+            "than the two spreads together",
+            _above_he,
+        ),
+    ]
+
+
+def _deepest(results: Results) -> int:
+    return max(int(depth) for depth in results.distinct("depth"))
+
+
+def _falls(results: Results, norm: str) -> Judgement:
+    last = _deepest(results)
+    found = {
+        int(depth): results.sample("accuracy", norm=norm, depth=depth)
+        for depth in results.distinct("depth")
+    }
+    best = max((depth for depth in found if depth != last), key=lambda depth: found[depth].mean)
+    return Judgement(
+        is_above(found[best], found[last]), f"depth {best}: {found[best]}; {last}: {found[last]}"
+    )
+
+
+def _above_none(results: Results, norm: str) -> Judgement:
+    depth = _deepest(results)
+    with_norm = results.sample("accuracy", norm=norm, depth=depth)
+    without = results.sample("accuracy", norm="none", depth=depth)
+    return Judgement(
+        is_above(with_norm, without), f"depth {depth}: {with_norm}; without: {without}"
+    )
+
+
+def _above_he(results: Results) -> Judgement:
+    depth = _deepest(results)
+    batch = results.sample("accuracy", norm="batch", depth=depth)
+    he = results.sample("accuracy", norm=HE, depth=depth)
+    return Judgement(is_above(batch, he), f"depth {depth}: BN {batch}; He {he}")
+
+
+def tables(results: Results) -> Sequence[Table]:
+    return [
+        pivot("Accuracy, held out", results, "accuracy", "depth"),
+        pivot("Training loss, last epoch", results, "loss", "depth"),
+    ]
+
+
+def draw(results: Results, folder: Path) -> None:
+    with plots.figure(folder / f"{STUDY.name}.svg", columns=2) as axes:
+        for panel, metric in zip(axes, ("accuracy", "loss"), strict=True):
+            plots.lines(panel, results, metric, along="depth")
+            panel.set(xlabel="convolutions")
+        axes[0].set(ylabel="accuracy, held out")
+        axes[1].set(ylabel="training loss, last epoch")
+
+
+STUDY = Study(
+    name="depth",
+    title="Depth",
+    text="""\
+Plain networks, without shortcuts, stop learning as they grow deeper; normalization is said to put
+this off ([Ioffe and Szegedy 2015](https://arxiv.org/abs/1502.03167)). Convolutions in a row learn
+scikit-learn's digits, with torch's initialization throughout. Without normalization the signal
+shrinks from layer to layer there, so a second network without it starts as
+[He et al. 2015](https://arxiv.org/abs/1502.01852) propose, which keeps the signal's size.""",
+    quick=Settings(depths=(2, 8, 24), epochs=6),
+    full=Settings(),
+    kinds=tuple(KINDS),
+    cells=cells,
+    compute=compute,
+    metric="accuracy",
+    claims=claims,
+    tables=tables,
+    draw=draw,
+)

@@ -1,0 +1,7 @@
+"""The one exception of the studies."""
+
+from __future__ import annotations
+
+
+class StudyError(Exception):
+    """What was asked cannot be done. The message is one line that says what to do instead."""

@@ -1,0 +1,161 @@
+"""A study's files: a CSV that grows by a row for each finished cell, and a JSON that says how."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from momentnorm.stylize.images import whole_file
+
+from .errors import StudyError
+from .results import Results, Row, read_value
+
+#: What a result may depend on.
+PACKAGES = ("momentnorm", "torch", "numpy", "pillow", "scikit-learn", "scikit-image")
+
+
+def conditions(setting: str, settings: Any) -> dict[str, Any]:
+    """Everything that the rows of one CSV have in common, as JSON can hold it."""
+    known = {
+        "setting": setting,
+        "settings": dataclasses.asdict(settings),
+        "versions": {"python": platform.python_version()} | _versions(),
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+    }
+    restored: dict[str, Any] = json.loads(json.dumps(known))  # tuples become lists
+    return restored
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # pragma: no cover - the extra is missing in part
+            found[package] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown processor"
+
+
+class Record:
+    """The results of one study in a folder: ``NAME.csv`` and ``NAME.json``.
+
+    Args:
+        folder: made if needed.
+        name: the study's.
+        known: from :func:`conditions`.
+        restart: drop what is there.
+
+    Raises:
+        StudyError: what is there was made under other conditions, or cannot be read.
+    """
+
+    def __init__(self, folder: Path, name: str, known: dict[str, Any], restart: bool) -> None:
+        self.csv, self.json = folder / f"{name}.csv", folder / f"{name}.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if restart:
+                for file in (self.csv, self.json, *folder.glob(f"{name}-*.jpg")):
+                    file.unlink(missing_ok=True)
+        except OSError as error:
+            raise StudyError(
+                f"{folder}: cannot be written ({error.strerror}); choose another place"
+            ) from error
+        self.rows: list[Row] = []
+        if self.json.exists() or self.csv.exists():
+            before = read_conditions(self.json)
+            changed = _differences(before, known)
+            if changed:
+                raise StudyError(
+                    f"{self.csv} was made otherwise ({', '.join(changed)}): "
+                    "start over with --restart, or give another folder"
+                )
+            if self.csv.exists():
+                self.rows += read_rows(self.csv)
+        else:
+            with whole_file(self.json) as stream:
+                stream.write((json.dumps(known, indent=2) + "\n").encode())
+
+    def finished(self, keys: Row) -> bool:
+        """Whether the cell with these keys has its row."""
+        return any(all(row.get(k) == v for k, v in keys.items()) for row in self.rows)
+
+    def add(self, row: Row) -> None:
+        """A finished cell. The file is complete at every moment."""
+        self.rows.append(row)
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        names = [name for name in names if name != "seconds"] + ["seconds"]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=names, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        with whole_file(self.csv) as stream:
+            stream.write(text.getvalue().encode())
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a study's CSV.
+
+    Raises:
+        StudyError: it is none.
+    """
+    with open(path, encoding="utf-8", newline="") as file:
+        rows = [{k: read_value(v) for k, v in row.items()} for row in csv.DictReader(file)]
+    if not rows or "seed" not in rows[0] or "layers" not in rows[0]:
+        raise StudyError(f"{path}: not a study's results; start over with --restart")
+    return rows
+
+
+def read_conditions(path: Path) -> dict[str, Any]:
+    """What a study's JSON says.
+
+    Raises:
+        StudyError: there is none, or it is damaged.
+    """
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StudyError(
+            f"{path}: cannot be read, so it is not known how the results beside it were made; "
+            "start over with --restart"
+        ) from error
+    needed = {"setting", "settings", "versions", "threads", "machine"}
+    if not isinstance(known, dict) or not needed <= set(known):
+        raise StudyError(f"{path}: not a study's settings; start over with --restart")
+    return known
+
+
+def read_results(folder: Path, name: str) -> tuple[dict[str, Any], Results]:
+    """How a study was made, and what came out."""
+    return read_conditions(folder / f"{name}.json"), Results(read_rows(folder / f"{name}.csv"))
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
+    """Each place where two nested dictionaries differ, with both values."""
+    found = []
+    for key in dict.fromkeys([*before, *now]):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{path}{key}.")
+        elif old != new:
+            found.append(f"{path}{key} was {old}, is {new}")
+    return found

@@ -1,0 +1,311 @@
+"""The style network with each norm: how it trains, and what it makes of other photographs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from momentnorm.stylize.artworks import draw as draw_artwork
+from momentnorm.stylize.command_compare import change_contrast, measure_changes, split
+from momentnorm.stylize.content import Crops, content_files, generator_of
+from momentnorm.stylize.features import RandomFeatures
+from momentnorm.stylize.images import read_photo, to_tensor
+from momentnorm.stylize.network import Architecture, Network
+from momentnorm.stylize.objective import StyleTarget, scaled
+from momentnorm.stylize.sheet import save_sheet
+from momentnorm.stylize.trainer import CALIBRATION_BATCH, Losses, losses_of
+from momentnorm.stylize.trainer import Settings as Training
+from momentnorm.stylize.trainer import train as train_style
+
+from . import plots
+from .layers import KINDS, LABELS, norm_layer, norms_of
+from .results import Results, is_above
+from .study import Cell, Claim, Judgement, Study
+from .tables import Table, overview
+
+#: Of one training: the training loss is averaged over each part, the held-out loss measured at its
+#: end.
+PARTS = 8
+
+#: How much of its style loss a network may lose or win where it does "not" see a change.
+UNSEEN = 0.05
+
+#: Of a picture in the sheets.
+CELL = 150
+
+Change = Callable[[Tensor], Tensor]
+
+
+def change_brightness(image: Tensor, offset: float) -> Tensor:
+    """At half the contrast, so that nothing is clipped: image / 2 + offset, offset 0 to 0.5."""
+    return 0.5 * image + offset
+
+
+#: In [0, 1] all of them, if the photograph is.
+CHANGES: dict[str, Change] = {
+    "contrast 1": lambda image: image,
+    "contrast 0.5": functools.partial(change_contrast, factor=0.5),
+    "contrast 0.25": functools.partial(change_contrast, factor=0.25),
+    "darker": functools.partial(change_brightness, offset=0.0),
+    "brighter": functools.partial(change_brightness, offset=0.5),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    style: str = "mosaic"
+    width: int = 16
+    blocks: int = 3
+    steps: int = 400
+    batch: int = 4
+    size: int = 96
+    style_size: int = 256
+    test_size: int = 256
+    lr: float = 1e-3
+
+    def training(self, norm: str, seed: int) -> Training:
+        names = ("width", "blocks", "steps", "batch", "size", "style_size", "lr")
+        known = {name: getattr(self, name) for name in names}
+        return Training(norm=norm, seed=seed, **known)
+
+
+QUICK = Settings(width=8, blocks=1, steps=96, size=32, style_size=64, test_size=144, lr=3e-3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What one seed's trainings have in common."""
+
+    picture: Tensor
+    training_files: list[str]
+    photographs: list[Tensor]  # to judge by
+    features: RandomFeatures
+    target: StyleTarget
+
+
+@functools.lru_cache(maxsize=1)
+def scene(settings: Settings, seed: int) -> Scene:
+    """One loss network for all norms, so that their losses can be compared."""
+    training_files, test_files = split(content_files(None))
+    crops = Crops(training_files, settings.size, seed).batch(0, CALIBRATION_BATCH)
+    features = RandomFeatures(crops)
+    picture = to_tensor(draw_artwork(settings.style))
+    target = StyleTarget(features, scaled(picture, settings.style_size))
+    photographs = [scaled(read_photo(file).rgb, settings.test_size) for file in test_files]
+    return Scene(picture, training_files, photographs, features, target)
+
+
+def build(architecture: Architecture, layers: str) -> Network:
+    """The style network, with torch's own norms if these are the layers."""
+    network = Network(architecture)
+    if layers == "momentnorm":
+        return network
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            channels = getattr(child, "num_features", getattr(child, "num_channels", None))
+            if channels is not None:  # a norm, as it is initialized
+                setattr(parent, name, norm_layer(architecture.norm, channels, layers))
+    return network
+
+
+def train(
+    settings: Settings, norm: str, layers: str, seed: int
+) -> tuple[Network, dict[str, float]]:
+    """The trained network, in evaluation, and its losses in training and on photographs held out.
+
+    The held-out loss is measured as the training's, with the same random directions each time, on
+    squares of the middle of the photographs.
+    """
+    world, training = scene(settings, seed), settings.training(norm, seed)
+    held_out = torch.stack([_middle(photo, settings.size) for photo in world.photographs])
+    history: list[float] = []
+    found: dict[str, float] = {}
+
+    def on_step(step: int, losses: Losses, network: Network) -> None:
+        history.append(losses["loss"])
+        part, rest = divmod(step * PARTS, settings.steps)
+        if rest >= PARTS:  # no part ends with this step
+            return
+        found[f"training {part}/{PARTS}"] = sum(history) / len(history)
+        history.clear()
+        network.eval()
+        with torch.no_grad():
+            random = generator_of(seed, 0)
+            terms = losses_of(network(held_out), held_out, world.target, training, random)
+        network.train()
+        found[f"held out {part}/{PARTS}"] = terms["loss"].item()
+
+    style = train_style(
+        world.picture,
+        world.training_files,
+        training,
+        features=world.features,
+        on_step=on_step,
+        build=functools.partial(build, layers=layers),
+    )
+    assert style is not None  # nobody stops it
+    return style.network, found
+
+
+def _middle(image: Tensor, size: int) -> Tensor:
+    height, width = image.shape[-2:]
+    top, left = (height - size) // 2, (width - size) // 2
+    return image[:, top : top + size, left : left + size]
+
+
+def cells(settings: Settings, layers: str) -> list[Cell]:
+    return [{"norm": norm} for norm in norms_of(layers)]
+
+
+def compute(
+    settings: Settings, cell: Cell, layers: str, seed: int, folder: Path
+) -> dict[str, float]:
+    norm = str(cell["norm"])
+    network, found = train(settings, norm, layers, seed)
+    world = scene(settings, seed)
+    style_image = scaled(world.picture, settings.style_size)
+    losses, pictures = measure_changes(
+        network, world.features, style_image, world.photographs, list(CHANGES.values())
+    )
+    found |= {f"style loss, {name}": x for name, x in zip(CHANGES, losses, strict=True)}
+    made = dict(zip(CHANGES, pictures, strict=True))
+    found["picture moves with contrast"] = _distance(made["contrast 1"], made["contrast 0.25"])
+    found["picture moves with brightness"] = _distance(made["darker"], made["brighter"])
+    if seed == 0 and layers == "momentnorm":
+        row = [(f"{LABELS[norm]}, {name}", pictures[0]) for name, pictures in made.items()]
+        photograph = world.photographs[0]
+        seen = [(f"photograph, {name}", change(photograph)) for name, change in CHANGES.items()]
+        rows = [seen, row] if norm == "none" else [row]
+        save_sheet(rows, folder / f"{STUDY.name}-{norm}.jpg", cell=CELL)
+    return found
+
+
+def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """The mean absolute difference of two rows of pictures."""
+    differences = [(a - b).abs().mean() for a, b in zip(some, others, strict=True)]
+    return torch.stack(differences).mean().item()
+
+
+LAST = f"held out {PARTS}/{PARTS}"
+
+
+def claims(results: Results) -> Sequence[Claim]:
+    others = [norm for norm in LABELS if norm in results.distinct("norm") and norm != "instance"]
+    return [
+        *(
+            Claim(
+                f"IN ends with a lower loss on photographs held out than {_named(norm)}",
+                "its loss is below the other's by more than the two spreads together",
+                functools.partial(_instance_below, metric=LAST, other=norm),
+            )
+            for norm in others
+        ),
+        Claim(
+            "IN's style loss does not depend on the photograph's contrast",
+            f"at a quarter of the contrast it differs from that at full contrast by at most "
+            f"{UNSEEN:.0%}",
+            functools.partial(_unseen, low="contrast 1", high="contrast 0.25"),
+        ),
+        Claim(
+            "BN's style loss is higher at a quarter of the photograph's contrast",
+            "higher than at full contrast by more than the two spreads together",
+            _batch_sees_contrast,
+        ),
+        Claim(
+            "IN's style loss does not depend on the photograph's brightness",
+            f"of the brighter photographs it differs from that of the darker by at most "
+            f"{UNSEEN:.0%}",
+            functools.partial(_unseen, low="darker", high="brighter"),
+        ),
+        *(
+            Claim(
+                f"A change of {change} moves IN's pictures less than BN's",
+                "the mean absolute difference of the pictures is below BN's by more than the two "
+                "spreads together",
+                functools.partial(
+                    _instance_below, metric=f"picture moves with {change}", other="batch"
+                ),
+            )
+            for change in ("contrast", "brightness")
+        ),
+    ]
+
+
+def _named(norm: str) -> str:
+    return "no norm" if norm == "none" else LABELS[norm]
+
+
+def _instance_below(results: Results, metric: str, other: str) -> Judgement:
+    instance = results.sample(metric, norm="instance")
+    compared = results.sample(metric, norm=other)
+    return Judgement(is_above(compared, instance), f"IN {instance}; {_named(other)} {compared}")
+
+
+def _unseen(results: Results, low: str, high: str) -> Judgement:
+    before = results.sample(f"style loss, {low}", norm="instance")
+    after = results.sample(f"style loss, {high}", norm="instance")
+    change = after.mean / before.mean - 1
+    return Judgement(
+        abs(change) <= UNSEEN, f"{low}: {before}; {high}: {after}; change {change:+.1%}"
+    )
+
+
+def _batch_sees_contrast(results: Results) -> Judgement:
+    before = results.sample("style loss, contrast 1", norm="batch")
+    after = results.sample("style loss, contrast 0.25", norm="batch")
+    return Judgement(is_above(after, before), f"contrast 1: {before}; contrast 0.25: {after}")
+
+
+def tables(results: Results) -> Sequence[Table]:
+    shown = {
+        LAST: "Loss on photographs held out, at the end",
+        f"training {PARTS}/{PARTS}": "Training loss, last eighth",
+        **{f"style loss, {name}": f"Style loss, {name}" for name in CHANGES},
+        "picture moves with contrast": "Picture's change with contrast",
+        "picture moves with brightness": "Picture's change with brightness",
+    }
+    return [
+        overview("Losses, and how far pictures move (mean absolute difference)", results, shown)
+    ]
+
+
+def draw(results: Results, folder: Path) -> None:
+    """Loss curves, and the style loss against contrast and brightness."""
+    curves = [f"{part}/{PARTS}" for part in range(1, PARTS + 1)]
+    with plots.figure(folder / f"{STUDY.name}.svg", columns=3) as axes:
+        for panel, kind in zip(axes, ("training", "held out"), strict=False):
+            plots.metrics(panel, results, [f"{kind} {part}" for part in curves], curves)
+            panel.set(xlabel="part of the training", ylabel=f"loss, {kind}")
+            panel.set_ylim(bottom=0)
+        plots.metrics(axes[2], results, [f"style loss, {name}" for name in CHANGES], list(CHANGES))
+        axes[2].set(ylabel="style loss, held out")
+        axes[2].tick_params(axis="x", rotation=30)
+        axes[2].set_ylim(bottom=0)
+
+
+STUDY = Study(
+    name="stylization",
+    title="Stylization",
+    text="""\
+The task for which Instance Normalization was proposed
+([Ulyanov, Vedaldi and Lempitsky 2016](https://arxiv.org/abs/1607.08022)), because the contrast of
+the photograph should not matter to the picture. The network, losses and photographs are those of
+`momentnorm stylize compare`, with each norm in turn: ten of scikit-image's photographs to learn
+from, three to judge by, the same loss network for all. The photographs held out are also judged at
+other contrasts about mid-grey, and, at half their contrast, darker (x / 2) and brighter
+(x / 2 + 0.5); nothing is clipped. The pictures are of the first seed.""",
+    quick=QUICK,
+    full=Settings(),
+    kinds=tuple(KINDS),
+    cells=cells,
+    compute=compute,
+    metric=LAST,
+    claims=claims,
+    tables=tables,
+    draw=draw,
+)
