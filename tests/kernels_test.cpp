@@ -237,7 +237,7 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
         label + " separate kernels");
 
   // With its own moments given, one of each channel.
-  if (samples == 1 && !affine) {
+  if (grid.samples == 1 && !affine) {
     momentnorm_grid given = grid;
     given.parameters = MOMENTNORM_FLOAT64;
     momentnorm_normalize_with(&given, nullptr, x.data, mean.data(), var.data(), nullptr, nullptr,
