@@ -145,12 +145,8 @@ def normalize_with(
             target = _written_by(backend, out, x, tail)
             y: Tensor = backend.normalize_with(x, mean, var, weight, bias, eps, tail, target)
             return y if out is None else _into(out, y)
-    dtype = reference.statistics_dtype(x)
-    # A copy: the caller may move a running mean on before the backward needs this one.
-    mean = mean.to(dtype, copy=True)
-    scale = reference.scale(weight, var.to(dtype), eps)
-    shift = torch.zeros_like(mean) if bias is None else bias.to(dtype)
-    return affine(x, mean, scale, shift, tail=tail, out=out)
+    mapped = reference.given_map(x, mean, var, weight, bias, eps)
+    return affine(x, *mapped, tail=tail, out=out)
 
 
 def affine(

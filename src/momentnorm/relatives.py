@@ -7,6 +7,7 @@ shapes, so that their checkpoints load.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,19 @@ __all__ = [
 _LAYER = Pool(samples=1, channels=None)
 
 
-def _copy(statistic: Tensor, dtype: torch.dtype) -> Tensor:
-    """(C,), apart from the original, which may move on before the backward needs this value."""
-    return statistic.detach().to(dtype, copy=True).flatten()
+def _running(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The moments, (C,), that stand for the batch's in evaluation, where the layer has any.
+
+    Apart from the buffers, which may move on before the backward needs these values.
+    """
+    if layer.training or layer.running_mean is None or layer.running_var is None:
+        return None
+    dtype = reference.statistics_dtype(x)
+    mean, var = (
+        statistic.detach().to(dtype, copy=True).flatten()
+        for statistic in (layer.running_mean, layer.running_var)
+    )
+    return mean, var
 
 
 #: By the number of spatial dimensions.
@@ -168,13 +179,8 @@ class _SwitchableNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         x = self._checked(input)
-        running = None
-        if not self.training and self.running_mean is not None and self.running_var is not None:
-            dtype = reference.statistics_dtype(x)
-            running = _copy(self.running_mean, dtype), _copy(self.running_var, dtype)
-        pool = _Mixture(
-            x.shape[2:].numel(), self.mean_weight, self.var_weight, self.using_bn, running
-        )
+        size, running = x.shape[2:].numel(), _running(self, x)
+        pool = _Mixture(size, self.mean_weight, self.var_weight, self.using_bn, running)
         y, mean, var = functional._pooled_norm(
             x, self.weight.flatten(), self.bias.flatten(), pool, self.eps
         )
@@ -431,10 +437,7 @@ class BatchInstanceNorm2d(nn.modules.batchnorm._NormBase):
                 f"expected more than 1 spatial element, got input size {tuple(input.shape)}: "
                 "instance normalization would leave nothing of one element; use a larger input"
             )
-        running = None
-        if not self.training and self.running_mean is not None and self.running_var is not None:
-            dtype = reference.statistics_dtype(input)
-            running = _copy(self.running_mean, dtype), _copy(self.running_var, dtype)
+        running = _running(self, input)
         if self.training:
             self.clamp_gate()
         # A copy, since the next forward may clamp the gate before this one's backward.

@@ -149,10 +149,22 @@ def normalize_with(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> Tensor:
+    return apply(x, *given_map(x, mean, var, weight, bias, eps), tail, out)
+
+
+def given_map(
+    x: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """mean, scale and shift of each plane, (N, C), from given moments, (C,) or (N, C)."""
     grid, dtype = x.shape[:2], statistics_dtype(x)
-    a = scale(weight, var.to(dtype), eps).expand(grid)
-    mean = mean.to(dtype).expand(grid)
-    return apply(x, mean, a, shift(bias, mean), tail, out)
+    # A copy: the caller may move a running mean on before a backward needs this one.
+    mean = mean.to(dtype, copy=True).expand(grid)
+    return mean, scale(weight, var.to(dtype), eps).expand(grid), shift(bias, mean)
 
 
 def _through_activation(

@@ -220,10 +220,7 @@ def normalize_with(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> Tensor:
-    grid, dtype = x.shape[:2], reference.statistics_dtype(x)
-    mean = mean.to(dtype).expand(grid)
-    scale = reference.scale(weight, var.to(dtype), eps).expand(grid)
-    return apply(x, mean, scale, reference.shift(bias, mean), tail, out)
+    return apply(x, *reference.given_map(x, mean, var, weight, bias, eps), tail, out)
 
 
 def gradient_sums(
