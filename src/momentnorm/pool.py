@@ -81,18 +81,22 @@ class Pool:
 
     def average(self, values: Tensor) -> Tensor:
         """The mean of the planes' values, (N, C), in each pool: (N / samples, C / channels)."""
-        batch, width = values.shape
-        samples, channels = self.sizes(batch, width)
-        # One pool is the rectangle of axes 1 and 3.
-        return values.reshape(batch // samples, samples, width // channels, channels).mean((1, 3))
+        return self._rectangles(values).mean((1, 3))
 
     def merge(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """The moments of each pool, from those of its planes: one value for each."""
         if self.samples == 1 and self.channels == 1:
             return mean, var
-        pooled_mean = self.average(mean)
-        off_centre = mean - self.spread(pooled_mean, mean.shape)
-        return pooled_mean, self.average(var) + self.average(off_centre.square())
+        mean, var = self._rectangles(mean), self._rectangles(var)
+        pooled_mean = mean.mean((1, 3), keepdim=True)
+        pooled_var = (var + (mean - pooled_mean).square()).mean((1, 3))
+        return pooled_mean.squeeze((1, 3)), pooled_var
+
+    def _rectangles(self, values: Tensor) -> Tensor:
+        """(N, C) -> (N / samples, samples, C / channels, channels): a pool is axes 1 and 3."""
+        batch, width = values.shape
+        samples, channels = self.sizes(batch, width)
+        return values.reshape(batch // samples, samples, width // channels, channels)
 
     def spread(self, values: Tensor, grid: Sequence[int]) -> Tensor:
         """One value for each pool -> one for each plane of a grid (N, C)."""

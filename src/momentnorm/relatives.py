@@ -69,39 +69,43 @@ class _Mixture:
     running: tuple[Tensor, Tensor] | None
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        found = [self._of_sample(mean, var)]
-        if self.size > 1:
-            found.insert(0, (mean, var * _unbiased(self.size)))
-        if self.using_bn:
-            found.append(self.of_batch(mean, var) if self.running is None else self.running)
-        means, variances = zip(*found, strict=True)
+        means, variances = zip(*self.kinds(mean, var), strict=True)
         return _mix(self.mean_weight, means), _mix(self.var_weight, variances)
 
-    def _of_sample(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        if self.size > 1:
-            return _LAYER(mean, var * _unbiased(self.size))
-        mean, var = _LAYER(mean, var)
-        return mean, var * _unbiased(mean.shape[1])
+    def kinds(self, mean: Tensor, var: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """What is mixed: the moments of plane, sample and batch, each broadcastable to (N, C)."""
+        planes = mean, _unbiased(var, self.size)
+        found = [planes] if self.size > 1 else []
+        found.append(self._merged(_LAYER, *planes))
+        if self.using_bn:
+            found.append(self._merged(BATCH, *planes) if self.running is None else self.running)
+        return found
 
     def of_batch(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """(C,), from the moments of the planes."""
-        if self.size > 1:
-            mean, var = BATCH(mean, var * _unbiased(self.size))
-        else:
-            mean, var = BATCH(mean, var)
-            var = var * _unbiased(mean.shape[0])
+        mean, var = self._merged(BATCH, mean, _unbiased(var, self.size))
         return mean[0], var[0]
 
+    def _merged(self, pool: Pool, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 1) or (1, C): the variance of numbers is unbiased as that of planes is."""
+        grid = mean.shape
+        mean, var = pool.merge(mean, var)
+        if self.size == 1:
+            var = _unbiased(var, grid.numel() // mean.numel())
+        return mean, var
 
-def _unbiased(count: int) -> float:
-    return count / (count - 1)
+
+def _unbiased(var: Tensor, count: int) -> Tensor:
+    """The biased variance of so many values -> the unbiased; of one value it stays 0."""
+    return var * (count / (count - 1)) if count > 1 else var
 
 
 def _mix(weight: Tensor, values: tuple[Tensor, ...]) -> Tensor:
-    shares = weight.to(values[0].dtype).softmax(0)
+    """The sum of the values in these proportions, (N, C)."""
+    shares = weight.to(values[0].dtype).softmax(0).unbind()
     mixed = shares[0] * values[0]
     for share, value in zip(shares[1:], values[1:], strict=True):
-        mixed = mixed + share * value
+        mixed = torch.addcmul(mixed, share, value)
     return mixed
 
 
@@ -357,7 +361,7 @@ class _Gated:
     running: tuple[Tensor, Tensor] | None
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        batch_mean, batch_var = BATCH(mean, var) if self.running is None else self.running
+        batch_mean, batch_var = BATCH.merge(mean, var) if self.running is None else self.running
         gate = self.gate.to(mean.dtype)
         of_batch = gate * torch.rsqrt(batch_var + self.eps)
         of_instance = (1 - gate) * torch.rsqrt(var + self.eps)
@@ -458,9 +462,9 @@ class BatchInstanceNorm2d(nn.modules.batchnorm._NormBase):
         share: float | Tensor = (
             1 / self.num_batches_tracked.to(mean.dtype) if self.momentum is None else self.momentum
         )
-        mean, var = BATCH(mean, var)
+        mean, var = BATCH.merge(mean, var)
         functional._move_towards(self.running_mean, mean[0], share)
-        functional._move_towards(self.running_var, var[0] * _unbiased(count), share)
+        functional._move_towards(self.running_var, _unbiased(var[0], count), share)
 
 
 class IBN(nn.Module):

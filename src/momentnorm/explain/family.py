@@ -257,12 +257,10 @@ def _switchable_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanat
         size, parameters["mean_weight"], parameters["var_weight"], layer.using_bn, given
     )
 
+    kinds: tuple[str, ...] = layer._kinds()
+
     def moments_of(kind: str, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        if kind == "in":
-            return mean, var * relatives._unbiased(size)
-        if kind == "ln":
-            return policy._of_sample(mean, var)
-        return given or policy.of_batch(mean, var)
+        return policy.kinds(mean, var)[kinds.index(kind)]
 
     updates: tuple[Update, ...] = ()
     if layer.training and layer.using_bn:
@@ -287,7 +285,7 @@ def _switchable_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanat
         )
     found = Planes(
         x,
-        Mixed(policy, layer._kinds(), moments_of, given is not None, size > 1, parameters),
+        Mixed(policy, kinds, moments_of, given is not None, size > 1, parameters),
         view=view,
         weight=layer.weight.flatten(),
         bias=layer.bias.flatten(),
