@@ -27,7 +27,7 @@ class Settings:
     batches: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
     widths: tuple[int, ...] = (16, 32, 32)
     strides: tuple[int, ...] = (1, 2, 1)
-    epochs: int = 10
+    epochs: int = 30
     lr: float = 0.1
 
 

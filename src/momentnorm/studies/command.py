@@ -14,7 +14,7 @@ from .catalogue import STUDIES
 from .errors import StudyError
 from .layers import KINDS
 from .page import FOLDER, write_page
-from .runner import SEEDS, run
+from .runner import BOTH, SEEDS, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,7 +73,10 @@ def _parser() -> Parser:
         help=f"seeds 0 to N - 1; default {SEEDS}",
     )
     parser.add_argument(
-        "--layers", choices=tuple(KINDS), default="momentnorm", help="whose layers; default ours"
+        "--layers",
+        choices=(*KINDS, BOTH),
+        default="momentnorm",
+        help="whose layers; default ours; both take turns, for fair times",
     )
     parser.add_argument("--restart", action="store_true", help="drop earlier results of the study")
     parser.add_argument("--page", action="store_true", help="only plots and page, from the CSVs")

@@ -13,7 +13,7 @@ from .errors import StudyError
 from .layers import LABELS
 from .record import read_results
 from .results import MissingError, Results, Sample, agree
-from .runner import SEEDS
+from .runner import BOTH, SEEDS
 from .study import VERDICTS, AnyStudy
 from .tables import Table
 
@@ -108,6 +108,7 @@ def _conditions(study: AnyStudy, known: dict[str, Any], results: Results) -> str
     settings, versions = known["settings"], known["versions"]
     seeds = sorted(_judged(results).distinct("seed"), key=float)
     option = " --quick" if known["setting"] == "quick" else ""
+    option += f" --layers {BOTH}" if len(results.distinct("layers")) > 1 else ""
     option += f" --seeds {len(seeds)}" if len(seeds) != SEEDS else ""
     lines = [
         f"    momentnorm study {study.name}{option} -o OUT\n",

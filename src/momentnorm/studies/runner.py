@@ -7,12 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .errors import StudyError
+from .layers import KINDS
 from .record import Record, conditions
 from .results import Row
 from .study import AnyStudy
 
 #: How many there are unless told otherwise: 0, 1, 2.
 SEEDS = 3
+
+#: Every kind of layers.
+BOTH = "both"
 
 #: Called after each cell: how many are done, how many there are, and the row.
 OnCell = Callable[[int, int, Row], None]
@@ -37,7 +41,8 @@ def run(
             says how they were made.
         setting: "quick" or "full".
         seeds: each cell is computed with each; more can be added later.
-        layers: "momentnorm" or "torch"; the other's rows stay.
+        layers: "momentnorm", "torch", or "both", which take turns cell by cell, so that what else
+            the machine does slows both alike. Other layers' rows stay.
         restart: drop what is there.
         on_cell: told of each cell, those that were there included.
         should_stop: asked after each cell that was computed.
@@ -48,25 +53,30 @@ def run(
     Raises:
         StudyError: layers that the study cannot be run with, or results made otherwise.
     """
-    if layers not in study.kinds:
-        raise StudyError(
-            f"{study.name} cannot be run with the layers of {layers}, which lack what it is about; "
-            f"use --layers {' or '.join(study.kinds)}"
-        )
+    kinds = tuple(KINDS) if layers == BOTH else (layers,)
+    for kind in kinds:
+        if kind not in study.kinds:
+            raise StudyError(
+                f"{study.name} cannot be run with the layers of {kind}, which lack what it is "
+                f"about; use --layers {' or '.join(study.kinds)}"
+            )
     settings = {"quick": study.quick, "full": study.full}[setting]
     record = Record(folder, study.name, conditions(setting, settings), restart)
     # Seed by seed: a study that is stopped early has whole comparisons of the first seeds.
     cells = [
-        (cell, seed, {"layers": layers, **cell, "seed": seed})
+        (cell, kind, seed)
         for seed in seeds
-        for cell in study.cells(settings, layers)
+        for cell in study.cells(settings, kinds[0])  # momentnorm has every norm that torch has
+        for kind in kinds
+        if cell in study.cells(settings, kind)
     ]
-    for done, (cell, seed, keys) in enumerate(cells, 1):
+    for done, (cell, kind, seed) in enumerate(cells, 1):
+        keys: Row = {"layers": kind, **cell, "seed": seed}
         if record.finished(keys):
             on_cell(done, len(cells), keys)
             continue
         start = time.perf_counter()
-        found = study.compute(settings, cell, layers, seed, folder)
+        found = study.compute(settings, cell, kind, seed, folder)
         seconds = round(time.perf_counter() - start, 3)
         row: Row = {**keys, **{name: _rounded(x) for name, x in found.items()}, "seconds": seconds}
         record.add(row)
