@@ -54,7 +54,7 @@ def error(function: Callable[..., Tensor], x: Tensor, eps: float) -> float:
 
 
 def gradient_error(function: Callable[..., Tensor]) -> float:
-    """Of the gradient of one channels_last sample, relative to the gradient's largest value."""
+    """Of the gradient of one sample, all in channels_last, relative to its largest value."""
     torch.manual_seed(0)
     x, direction = torch.randn(2, 1, *SHAPE[1:]).unbind()
     gradients: list[Tensor] = []
@@ -75,7 +75,9 @@ def table() -> str:
         theirs, ours = (error(function, x, eps) for function in functions)
         lines.append(f"| {name} | {theirs:.0e} | {ours:.0e} |")
     theirs, ours = (gradient_error(function) for function in functions)
-    lines.append(f"| gradient of one channels_last sample, relative | {theirs:.0e} | {ours:.0e} |")
+    lines.append(
+        f"| gradient of one sample, itself channels_last, relative | {theirs:.0e} | {ours:.0e} |"
+    )
     return "\n".join(lines)
 
 

@@ -37,7 +37,8 @@ def test_what_is_called_exact_is(dtype):
     gradient = torch.randn(1, 1, 5, 7, dtype=dtype)
     weight, bias = torch.tensor([[1.5], [0.1]], dtype=dtype)
     exact = Exact(x, gradient, weight, bias, NOISE[dtype])
-    with localcontext(prec=60):
+    with localcontext() as context:
+        context.prec = 60
         xs, gs = ([Decimal(v) for v in t.flatten().tolist()] for t in (x, gradient))
         w, b = Decimal(weight.item()), Decimal(bias.item())
         mean = sum(xs) / len(xs)

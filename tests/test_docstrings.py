@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import importlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,34 +12,25 @@ import torch
 import momentnorm
 from momentnorm.backends import cpu
 
+SOURCE = Path(momentnorm.__file__).parent
 MODULES = [
-    "_dispatch",
-    "conditional",
-    "convert",
-    "explain.explore",
-    "explain.figure",
-    "factory",
-    "functional",
-    "layers",
-    "moments",
-    "norm_activation",
-    "patching",
-    "pool",
-    "relatives",
-    "sequential",
+    ".".join(("momentnorm", *path.relative_to(SOURCE).with_suffix("").parts))
+    for path in sorted(SOURCE.rglob("*.py"))
+    if ">>> " in path.read_text()
 ]
 
 
 def _examples():
     finder = doctest.DocTestFinder()
     for name in MODULES:
-        module = importlib.import_module(f"momentnorm.{name}")
+        module = importlib.import_module(name)
         names = {"torch": torch, **vars(momentnorm), **vars(module)}
         for test in finder.find(module, extraglobs=names):
             if test.examples:
                 yield pytest.param(test, id=test.name)
 
 
+@pytest.mark.filterwarnings("ignore:load_legacy")  # that it warns is a part of the example
 @pytest.mark.parametrize("test", list(_examples()))
 def test_example(test):
     if ".convert." in test.name and cpu.unavailable():

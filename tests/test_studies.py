@@ -87,7 +87,7 @@ def rows_of(path):
 
 @pytest.mark.parametrize("name", TINY)
 def test_each_study_from_the_command_line(name, tiny, tmp_path, capsys):
-    assert main(["study", name, "--quick", "--seeds", "2", "-o", str(tmp_path)]) == 0
+    assert main(["study", name, "--quick", "--seeds", "2", "--jobs", "1", "-o", str(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert captured.out.strip() == str(tmp_path / "studies.md")
     study = tiny[name]
@@ -203,9 +203,51 @@ def test_stopping_from_the_command_line(monkeypatch, tmp_path, capsys):
         return study.compute(settings, cell, layers, seed, folder)
 
     monkeypatch.setitem(STUDIES, "depth", dataclasses.replace(study, compute=interrupted))
-    assert main(["study", "depth", "--quick", "-o", str(tmp_path)]) == 130
+    assert main(["study", "depth", "--quick", "--jobs", "1", "-o", str(tmp_path)]) == 130
     assert "goes on" in capsys.readouterr().err
     assert len(rows_of(tmp_path / "studies" / "depth.csv")) == 1
+
+
+def test_several_processes_write_the_same_rows_in_the_same_order(tmp_path):
+    study = dataclasses.replace(STUDIES["depth"], quick=TINY["depth"])
+    for jobs in (1, 2):
+        assert run(study, tmp_path / str(jobs), seeds=[0, 1], layers="both", jobs=jobs)
+    one, two = (rows_of(tmp_path / str(jobs) / "depth.csv") for jobs in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        assert {**a, "seconds": ""} == {**b, "seconds": ""}
+
+
+def end_abruptly(settings, cell, layers, seed, folder):
+    if cell["norm"] == "batch":
+        os.kill(os.getpid(), signal.SIGKILL)  # as a system that runs out of memory does
+    return {"loss": 1.0, "accuracy": 0.5}
+
+
+def test_a_process_that_is_ended_from_outside_is_one_line(tmp_path):
+    study = dataclasses.replace(STUDIES["depth"], quick=TINY["depth"], compute=end_abruptly)
+    with pytest.raises(StudyError, match="fewer --jobs"):
+        run(study, tmp_path, seeds=[0], jobs=2)
+    assert 0 < len(rows_of(tmp_path / "depth.csv")) < len(study.cells(study.quick, "momentnorm"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C and kill are POSIX signals here")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_behind(number, tmp_path):
+    program = "import sys; from momentnorm.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", program]
+    argv += ["study", "depth", "--quick", "--jobs", "2", "-o", str(tmp_path)]
+    options = {"start_new_session": True, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(argv, **options) as running:
+        assert running.stderr.readline().startswith("momentnorm study: 1/63 ")
+        if number == signal.SIGINT:
+            os.killpg(running.pid, number)  # Ctrl-C is for all of them
+        else:
+            running.kill()
+        rest = running.stderr.read()  # ends when the last process has
+    assert running.returncode == (130 if number == signal.SIGINT else -number)
+    assert ("goes on" in rest) == (number == signal.SIGINT)
+    assert "Traceback" not in rest
+    assert 0 < len(rows_of(tmp_path / "studies" / "depth.csv")) < 63
 
 
 @pytest.mark.parametrize("missing", ["sklearn", "matplotlib"])

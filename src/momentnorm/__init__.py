@@ -1,4 +1,4 @@
-"""momentnorm: Instance Normalization and its family for PyTorch, exact and at memory speed."""
+"""Instance Normalization and its family for PyTorch: drop-in layers, accurate for any mean."""
 
 import importlib as _importlib
 from importlib.metadata import version as _version

@@ -14,7 +14,7 @@ from .catalogue import STUDIES
 from .errors import StudyError
 from .layers import KINDS
 from .page import FOLDER, write_page
-from .runner import BOTH, SEEDS, run
+from .runner import BOTH, SEEDS, cores, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +64,7 @@ def _parser() -> Parser:
         metavar="FOLDER",
         help=f"results go to FOLDER/{FOLDER}/NAME.csv and .json, the page to FOLDER/studies.md",
     )
-    parser.add_argument("--quick", action="store_true", help="the small setting: two minutes")
+    parser.add_argument("--quick", action="store_true", help="the small setting: a minute or two")
     parser.add_argument(
         "--seeds",
         type=positive,
@@ -77,6 +77,13 @@ def _parser() -> Parser:
         choices=(*KINDS, BOTH),
         default="momentnorm",
         help="whose layers; default ours; both take turns, for fair times",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=positive,
+        default=cores(),
+        metavar="N",
+        help="trainings at a time, each on one core; default: as many as there are cores",
     )
     parser.add_argument("--restart", action="store_true", help="drop earlier results of the study")
     parser.add_argument("--page", action="store_true", help="only plots and page, from the CSVs")
@@ -107,6 +114,7 @@ def _run(arguments: argparse.Namespace, study: AnyStudy) -> bool:
             seeds=range(arguments.seeds),
             layers=arguments.layers,
             restart=arguments.restart,
+            jobs=arguments.jobs,
             on_cell=on_cell,
             should_stop=should_stop,
         )

@@ -120,7 +120,9 @@ def _conditions(study: AnyStudy, known: dict[str, Any], results: Results) -> str
     for kind in results.distinct("layers"):
         rows = results.where(layers=kind).whole().rows
         seconds = sum(float(row["seconds"]) for row in rows)
-        lines.append(f"With {kind}'s layers {len(rows)} trainings took {seconds:.0f} s.")
+        lines.append(
+            f"With {kind}'s layers {len(rows)} trainings took {seconds:.0f} s of one core."
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -7,16 +7,18 @@ import dataclasses
 import io
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from momentnorm.stylize.images import whole_file
 
 from .errors import StudyError
 from .results import Results, Row, read_value
+
+#: Of each cell: small networks gain nothing by more, and the last digits would depend on how many.
+THREADS = 1
 
 #: What a result may depend on.
 PACKAGES = ("momentnorm", "torch", "numpy", "pillow", "scikit-learn", "scikit-image")
@@ -28,7 +30,7 @@ def conditions(setting: str, settings: Any) -> dict[str, Any]:
         "setting": setting,
         "settings": dataclasses.asdict(settings),
         "versions": {"python": platform.python_version()} | _versions(),
-        "threads": torch.get_num_threads(),
+        "threads": THREADS,
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
     }
     restored: dict[str, Any] = json.loads(json.dumps(known))  # tuples become lists
@@ -63,13 +65,17 @@ class Record:
         folder: made if needed.
         name: the study's.
         known: from :func:`conditions`.
+        plan: the keys of the cells to come, in the order that their rows shall have.
         restart: drop what is there.
 
     Raises:
         StudyError: what is there was made under other conditions, or cannot be read.
     """
 
-    def __init__(self, folder: Path, name: str, known: dict[str, Any], restart: bool) -> None:
+    def __init__(
+        self, folder: Path, name: str, known: dict[str, Any], plan: Sequence[Row], restart: bool
+    ) -> None:
+        self.plan = list(plan)
         self.csv, self.json = folder / f"{name}.csv", folder / f"{name}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -97,11 +103,12 @@ class Record:
 
     def finished(self, keys: Row) -> bool:
         """Whether the cell with these keys has its row."""
-        return any(all(row.get(k) == v for k, v in keys.items()) for row in self.rows)
+        return any(_has(row, keys) for row in self.rows)
 
     def add(self, row: Row) -> None:
         """A finished cell. The file is complete at every moment."""
         self.rows.append(row)
+        self.rows.sort(key=self._place)
         names = list(dict.fromkeys(name for row in self.rows for name in row))
         names = [name for name in names if name != "seconds"] + ["seconds"]
         text = io.StringIO()
@@ -110,6 +117,14 @@ class Record:
         writer.writerows(self.rows)
         with whole_file(self.csv) as stream:
             stream.write(text.getvalue().encode())
+
+    def _place(self, row: Row) -> int:
+        """In the plan; those that are not part of it stay before it."""
+        return next((i for i, keys in enumerate(self.plan) if _has(row, keys)), -1)
+
+
+def _has(row: Row, keys: Row) -> bool:
+    return all(row.get(k) == v for k, v in keys.items())
 
 
 def read_rows(path: Path) -> list[Row]:

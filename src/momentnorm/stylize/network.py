@@ -80,6 +80,9 @@ class Residual(nn.Module):
 class Network(nn.Module):
     r"""The image transformation network of Johnson, Alahi and Fei-Fei (arXiv 1603.08155).
 
+    With reflection padding and nearest-neighbour upsampling, as Dumoulin, Shlens and Kudlur have it
+    (arXiv 1610.07629).
+
     A 9x9 convolution, two of stride 2, residual blocks at a quarter of the resolution, twice
     nearest-neighbour upsampling and a 3x3 convolution (transposed convolutions leave a
     checkerboard), a 9x9 convolution and a sigmoid; a norm after every convolution but the last.
