@@ -44,7 +44,12 @@ int64_t limit = -1;  // a sixteenth of the machine's memory, unless another was 
 bool busy = false;
 
 struct Attempt {
-  const bool locked = !__atomic_exchange_n(&busy, true, __ATOMIC_ACQUIRE);
+  bool locked;
+  explicit Attempt(bool patient = false) {
+    do locked = !__atomic_exchange_n(&busy, true, __ATOMIC_ACQUIRE);
+    while (patient && !locked);
+  }
+  Attempt(const Attempt&) = delete;
   ~Attempt() {
     if (locked) __atomic_store_n(&busy, false, __ATOMIC_RELEASE);
   }
@@ -141,8 +146,7 @@ void* momentnorm_new_output(int32_t dimensions, const int64_t* shape, const int6
 int64_t momentnorm_kept_memory(void) { return kept; }
 
 void momentnorm_limit_kept_memory(int64_t bytes) {
-  const Attempt attempt;
-  if (!attempt.locked) return;
+  const Attempt attempt(true);
   limit = bytes;
   while (block_count > 0 && kept > most_kept()) {
     const Block oldest = remove(0);

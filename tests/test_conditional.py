@@ -148,6 +148,7 @@ def _conditional(dtype=torch.float32):
 
 STYLES = {
     "labels": (torch.tensor([2, 0]), lambda table: table[[2, 0]]),
+    "small labels": (torch.tensor([2, 0], dtype=torch.uint8), lambda table: table[[2, 0]]),
     "one label": (3, lambda table: table[[3, 3]]),
     "a label": (torch.tensor(3), lambda table: table[[3, 3]]),
     "weights": (

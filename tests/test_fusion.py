@@ -306,6 +306,18 @@ def test_gradients_of_some_operands_only(backend, wanted, activation, training):
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("layer", [momentnorm.BatchNorm2d, momentnorm.InstanceNorm2d])
+@in_both_modes
+def test_a_second_derivative_where_the_residual_alone_learns(backend, layer, training):
+    norm = layer(3, affine=False, track_running_stats=True).train(training)
+    x, residual = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4, requires_grad=True)
+    y = norm(x, residual=residual)
+    (first,) = torch.autograd.grad(y.square().sum(), residual, create_graph=True)
+    torch.testing.assert_close(first, 2 * y)
+    (second,) = torch.autograd.grad(first.sum(), residual)
+    torch.testing.assert_close(second, torch.full_like(y, 2))
+
+
 # Who does the arithmetic, and what is kept for it
 
 

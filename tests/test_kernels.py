@@ -285,6 +285,8 @@ def test_large_outputs_are_ordinary_tensors():
     x = torch.randn(1, 5, 2**19, requires_grad=True)
     y = functional.instance_norm(x)
     assert y.data_ptr() % 64 == 0
+    with pytest.raises(RuntimeError, match="not resizable"):  # docs/contract.md
+        y.untyped_storage().resize_(0)
     copies = (copy.deepcopy(y.detach()), pickle.loads(pickle.dumps(y.detach())))
     y.detach().share_memory_()
     for other in copies:

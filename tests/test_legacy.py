@@ -139,10 +139,18 @@ def test_a_prefix_that_is_the_models_own_stays():
     assert model["module"].weight.eq(1).all()
 
 
-def test_data_parallel_itself_is_looked_into():
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, when the compiler loads
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_what_is_around_the_model_is_looked_into(wrap):
     model, old = _network(), _old()
-    _quietly(nn.DataParallel(model), old)
+    _quietly(wrap(model), old)
     assert torch.equal(model[0].weight, old["0.weight"])
+
+
+def test_lazy_layers_are_refused():
+    model = nn.Sequential(nn.LazyInstanceNorm2d(affine=True))
+    with pytest.raises(ValueError, match="call the model once first"):
+        load_legacy(model, _old())
 
 
 def test_a_new_checkpoint_needs_nothing():

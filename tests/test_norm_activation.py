@@ -196,6 +196,16 @@ def test_halves_make_a_whole(backend):
     assert_within(found, torch.autograd.grad(z, twin, gradient.double())[0], GRADIENT)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
+def test_moments_of_nothing_have_a_graph(backend, shape):
+    x = torch.empty(shape, requires_grad=True)
+    mean, var = plane_moments(x)
+    assert mean.shape == var.shape == shape[:2]
+    assert not mean.any()
+    (mean + var).sum().backward()
+    assert x.grad.shape == shape
+
+
 def test_halves_refuse():
     x, one = torch.randn(2, 3, 4), torch.ones(3)
     with pytest.raises(ValueError, match=r"feature map \(N, C, \*S\), got shape \(2, 3\)"):

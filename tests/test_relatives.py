@@ -181,6 +181,15 @@ def test_an_empty_batch_teaches_nothing():
     assert not layer.running_mean.any()
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
+@pytest.mark.parametrize("kind", [SwitchableNorm2d, BatchInstanceNorm2d])
+def test_nothing_leaves_no_parameter_without_a_gradient(backend, kind, shape):
+    layer = kind(3)  # distributed training waits for the gradient of each
+    layer(torch.empty(shape, requires_grad=True)).sum().backward()
+    for parameter in layer.parameters():
+        assert torch.equal(parameter.grad, torch.zeros_like(parameter))
+
+
 @pytest.mark.parametrize(
     ("layer", "shapes"),
     [
@@ -400,6 +409,9 @@ def test_batch_instance_norm_has_the_running_statistics_of_batch_norm(backend, m
         torch.testing.assert_close(state[name], value)
     layer.eval()(x)
     assert layer.num_batches_tracked == 3
+    layer.track_running_stats = False
+    layer.train()(x)
+    assert layer.num_batches_tracked == 3
 
 
 def test_gates_are_clamped_as_after_each_step():
@@ -583,6 +595,21 @@ def test_pooled_norm_runs_on_the_kernels():
         stand_in.calls.clear()
         pooled_norm(x, pool=_half_and_half).sum().backward()
         assert stand_in.calls == ["moments", "apply", "gradient_sums", "apply_gradient"]
+
+
+def test_a_policy_may_compute_in_another_dtype(backend):
+    # Such as running statistics, which are float32.
+    x = torch.randn(2, 3, 5, 4, requires_grad=True)
+    mean, var = torch.randn(3), (torch.rand(3) + 0.5).requires_grad_()
+    y = pooled_norm(x, pool=lambda *_: (mean, var))
+    wanted = F.batch_norm(x, mean, var.detach())
+    torch.testing.assert_close(y, wanted)
+    found = torch.autograd.grad(y.square().sum(), (x, var))
+    exact = torch.autograd.grad(
+        ((x - mean.view(3, 1, 1)) / (var.view(3, 1, 1) + 1e-5).sqrt()).square().sum(), (x, var)
+    )
+    for mine, right in zip(found, exact, strict=True):
+        torch.testing.assert_close(mine, right)
 
 
 def test_pooled_norm_of_one_element_a_plane(backend):

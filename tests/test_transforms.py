@@ -265,6 +265,14 @@ def test_lazily_negated_values(backend, training):
     torch.testing.assert_close(found, wanted)
 
 
+def test_gradients_without_memory(backend):
+    x = _x().requires_grad_()
+    for training in (True, False):
+        y = _layers(training, track_running_stats=True)[0](x)
+        (found,) = torch.autograd.grad(y, x, torch._efficientzerotensor(y.shape, dtype=y.dtype))
+        assert torch.equal(found, torch.zeros_like(x))
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_fake_and_meta_tensors(backend, training):
     from torch._subclasses import FakeTensorMode
@@ -290,7 +298,16 @@ def test_default_device_and_dtype(backend):
         shadow = momentnorm.InstanceNorm2d(3, affine=True)
         assert shadow(torch.randn(2, 3, 4, 4)).is_meta
         y = momentnorm.InstanceNorm2d(3, affine=True, device="cpu")(x)
+        # These come without a mode that torch takes off for functions.
+        switchable = momentnorm.SwitchableNorm2d(3, device="cpu")
+        z = switchable(x.requires_grad_())
+        assert not momentnorm.Moments.of(x).mean.is_meta
+        momentnorm.check(torch.nn.Sequential(switchable), x)
     assert (y.device.type, y.dtype) == ("cpu", torch.float32)
+    torch.testing.assert_close(z, switchable(x))
+    with torch.device("meta"):
+        (dx,) = torch.autograd.grad(y.square().sum() + z.square().sum(), x)
+    assert dx.device.type == "cpu"
     torch.set_default_dtype(torch.float64)
     try:
         layer = momentnorm.InstanceNorm2d(3, affine=True)

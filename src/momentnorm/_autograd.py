@@ -393,6 +393,8 @@ def _replay(
         wanted = [
             view for view, need in zip(views, needed, strict=False) if view is not None and need
         ]
+        if not wanted:  # a residual alone, whose gradient is the given one
+            return [None] * len(views)
         for view in wanted:
             if not view.requires_grad:  # stands for an operand whose value was not saved
                 view.requires_grad_()

@@ -47,8 +47,9 @@ _forced: ModuleType | None = (
 def use_backend(name: str) -> Iterator[None]:
     """Send every call inside the ``with`` to the backend of this name, whatever its operands.
 
-    For tests, timings and explanations. ``MOMENTNORM_BACKEND`` in the environment does the same
-    for a whole process. What the named backend does not take still goes to the reference.
+    For tests, timings and explanations, one thread at a time: the choice is the whole process's.
+    ``MOMENTNORM_BACKEND`` in the environment does the same from the start. What the named backend
+    does not take still goes to the reference.
 
     Raises:
         ValueError: no backend has this name.
@@ -82,7 +83,8 @@ def transform_in_progress(*operands: Tensor | None) -> str | None:
     """Why this call must be made of torch's own operators, or None.
 
     Function transforms, dual numbers, tensor subclasses and dispatch modes rewrite or observe
-    operators, and have to see ordinary ones; a lazily negated view is not what its memory says.
+    operators, and have to see ordinary ones; a lazily negated view is not what its memory says, and
+    autograd's tensors of zeros have none.
     """
     # The depth, rather than the level: torch.compile knows its value.
     if torch._C._functorch.get_dynamic_layer_stack_depth():
@@ -97,8 +99,8 @@ def transform_in_progress(*operands: Tensor | None) -> str | None:
             continue
         if type(operand) is not Tensor and type(operand) is not Parameter:
             return f"an operand is a {type(operand).__name__}, not a plain tensor"
-        if not compiling and operand.is_neg():
-            return "an operand is a lazily negated view"
+        if not compiling and (operand.is_neg() or operand._is_zerotensor()):
+            return "an operand is a lazily negated view, or zeros without memory"
     return None
 
 

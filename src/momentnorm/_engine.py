@@ -84,7 +84,7 @@ def normalize_by(
     Returns y, like x, and the moments of each plane before pooling, (N, C), outside autograd.
     """
     if not x.numel():
-        return _of_nothing(x, weight, bias, eps=eps, tail=tail, out=out)
+        return _of_nothing(x, weight, bias, policy, eps=eps, tail=tail, out=out)
     backend = _backend_for(x, weight, bias, tail.residual)
     if backend is None or backend is _ops:
         # A compiler fuses a policy with the arithmetic around it better than operators would.
@@ -95,7 +95,8 @@ def normalize_by(
         mean, var, link = _autograd.moments(x, backend)
     else:
         mean, var = backend.moments(x)
-    pooled_mean, pooled_var = policy(mean, var)
+    # The kernels read the type of statistics, whatever a policy computes in.
+    pooled_mean, pooled_var = (values.to(mean.dtype) for values in policy(mean, var))
     centre = pooled_mean.expand(mean.shape)
     scale = reference.scale(weight, pooled_var, eps).expand(mean.shape)
     y = _applied(backend, x, centre, scale, reference.shift(bias, mean), tail, out, link)
@@ -166,6 +167,9 @@ def affine(
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each plane of x, (N, C), and their gradients."""
+    if not x.numel():  # 0, with a graph
+        nothing = x.to(reference.statistics_dtype(x)).flatten(2).sum(2)
+        return nothing, nothing
     backend = _backend_for(x)
     if backend is None or (backend is _ops and torch.is_grad_enabled()):
         return reference.moments(x)
@@ -177,11 +181,15 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_nothing(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, **options: Any
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    policy: Policy = INSTANCE,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of an empty x: no statistics, and nothing to normalize with them, but a graph."""
     zero = torch.zeros(x.shape[:2], dtype=reference.statistics_dtype(x), device=x.device)
-    return normalize_with(x, zero, zero, weight, bias, **options), zero, zero
+    return normalize_with(x, *policy(zero, zero), weight, bias, **options), zero, zero
 
 
 def _applied(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from ._wrappers import unwrapped
 from .sequential import options_of
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Trial:
     """Runs a model on given inputs, and leaves it as it was."""
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
-        self.model = _unwrapped(model)
+        self.model = unwrapped(model)
         self.inputs = inputs if isinstance(inputs, (tuple, dict)) else (inputs,)
         self.with_gradients = (
             model.training
@@ -223,18 +224,6 @@ def _gradients(outputs: list[Tensor], inputs: Any, model: nn.Module) -> list[Ten
         torch.zeros_like(source) if gradient is None else gradient
         for gradient, source in zip(found, sources, strict=True)
     ]
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module that a compiler, or data parallelism, was given."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
-    while True:
-        if isinstance(model, wrappers):
-            model = model.module
-        elif isinstance(compiled := getattr(model, "_orig_mod", None), nn.Module):
-            model = compiled
-        else:
-            return model
 
 
 def _leaf(tensor: Tensor) -> Tensor:

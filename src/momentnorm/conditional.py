@@ -269,7 +269,7 @@ class ConditionalInstanceNorm2d(nn.Module):
                         f"labels lie between 0 and {self.num_styles - 1}, the styles of this "
                         f"layer, not {lowest.item()} to {highest.item()}"
                     )
-            found = [F.embedding(styles, table) for table in tables]
+            found = [F.embedding(styles.long(), table) for table in tables]
         return [values.expand(samples, self.num_features) for values in found]
 
 

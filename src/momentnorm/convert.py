@@ -175,10 +175,10 @@ def accelerate(model: nn.Module, *, fuse: bool = True, verify: Any = None) -> Re
         )
     changes: list[_Change] = []
     try:
-        layers = _swap(model, fuse, changes)
+        found = _swap(model, fuse, changes)
         if verify is None:
-            return Report(tuple(layer.row() for layer in layers))
-        return _verified(_verify.Trial(model, verify), layers, changes)
+            return Report(tuple(layer.row() for layer in found))
+        return _verified(_verify.Trial(model, verify), found, changes)
     except BaseException:
         for change in changes:
             _become_theirs(change.module, change.before)
@@ -242,20 +242,20 @@ class _Change(NamedTuple):
 
 def _swap(model: nn.Module, fuse: bool, changes: list[_Change]) -> list[_Layer]:
     """Swap what can be swapped, and append it to ``changes``."""
-    layers: dict[nn.Module, _Layer] = {}
+    found: dict[nn.Module, _Layer] = {}
     usual = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     for name, module in model.named_modules():
         if isinstance(module, _NORMS) or _script_of(module) is not None:
             before = type(module)
             why_not = _why_not(module, usual) or _become_ours(module, changes)
-            layers[module] = _Layer(name, module, before, why_not, [])
+            found[module] = _Layer(name, module, before, why_not, [])
     for module in list(model.modules()) if fuse else ():
         if isinstance(module, nn.Sequential):
             pairs = [pair for pair in itertools.pairwise(module) if sequential.takes(*pair)]
             if pairs and _is_fusing(module, changes):
                 for norm, follower in pairs:
-                    layers[norm].followers.append(follower)
-    return list(layers.values())
+                    found[norm].followers.append(follower)
+    return list(found.values())
 
 
 def _is_fusing(module: nn.Sequential, changes: list[_Change]) -> bool:
@@ -265,7 +265,7 @@ def _is_fusing(module: nn.Sequential, changes: list[_Change]) -> bool:
     return not (_conflict(module) or _become_ours(module, changes))
 
 
-def _verified(trial: _verify.Trial, layers: list[_Layer], changes: list[_Change]) -> Report:
+def _verified(trial: _verify.Trial, found: list[_Layer], changes: list[_Change]) -> Report:
     """The report with figures, or an error."""
 
     def switch(ours: bool) -> None:
@@ -274,11 +274,11 @@ def _verified(trial: _verify.Trial, layers: list[_Layer], changes: list[_Change]
 
     swapped = {
         layer.module: (layer.before, next(iter(layer.followers), None))
-        for layer in layers
+        for layer in found
         if not layer.why_not
     }
     verification, replays = trial.compare(switch), trial.replay(swapped)
-    rows = tuple(layer.row(replays.get(layer.module)) for layer in layers)
+    rows = tuple(layer.row(replays.get(layer.module)) for layer in found)
     report = Report(rows, verification)
     wrong = [row for row in rows if row.replay is not None and not row.replay.right]
     if wrong:

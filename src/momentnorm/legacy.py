@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ._wrappers import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -91,7 +94,7 @@ def load_legacy(
             used, and that is what an old model did only after ``use_running_stats()``.
 
     Raises:
-        ValueError: the file holds a whole module, or no state dict.
+        ValueError: the file holds a whole module, or no state dict; a model with lazy layers.
         RuntimeError: names or shapes that do not fit; running statistics, of a layer that has none,
             from a PyTorch that tracked them only where asked to.
 
@@ -100,8 +103,12 @@ def load_legacy(
     >>> report.dropped
     ('0.running_mean', '0.running_var')
     """
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        model = model.module
+    model = unwrapped(model)
+    if any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError(
+            "lazy layers have no parameters to load into, or to put back if something does not "
+            "fit: call the model once first"
+        )
     given = _read(checkpoint)
     # A copy, with the versions that load_state_dict looks for.
     state: dict[str, Any] = OrderedDict(given)

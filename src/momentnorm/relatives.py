@@ -75,7 +75,7 @@ class _Mixture:
     def kinds(self, mean: Tensor, var: Tensor) -> list[tuple[Tensor, Tensor]]:
         """What is mixed: the moments of plane, sample and batch, each broadcastable to (N, C)."""
         planes = mean, _unbiased(var, self.size)
-        found = [planes] if self.size > 1 else []
+        found = [planes] if self.size != 1 else []
         found.append(self._merged(_LAYER, *planes))
         if self.using_bn:
             found.append(self._merged(BATCH, *planes) if self.running is None else self.running)
@@ -449,7 +449,8 @@ class BatchInstanceNorm2d(nn.modules.batchnorm._NormBase):
         y, mean, var = functional._pooled_norm(
             input, self.weight, self.bias, _Gated(gate, self.eps, running), eps=0.0
         )
-        if self.training and self.running_mean is not None and input.numel():
+        tracks = self.track_running_stats and self.running_mean is not None
+        if self.training and tracks and input.numel():
             self._remember(mean, var, input.shape[0] * count)
         return y
 

@@ -241,7 +241,7 @@ def _parameters(weight: Tensor | None, bias: Tensor | None) -> torch.dtype:
 
 def _two(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Two tensors of statistics, to be written."""
-    first = torch.empty(grid, dtype=torch.float64)
+    first = torch.empty(grid, dtype=torch.float64, device="cpu")  # whatever is the default
     return first, torch.empty_like(first)
 
 
@@ -459,8 +459,8 @@ def normalize_backward(
     parameters = _parameters(weight, bias)
     grid, pools = _grid(x, parameters, pool)
     # Pools of several planes have no use for the sums of each.
-    sums = torch.empty((2, *pools), dtype=mean.dtype) if pools == x.shape[:2] else None
-    dweight = torch.empty(x.shape[1], dtype=parameters)
+    sums = mean.new_empty((2, *pools)) if pools == x.shape[:2] else None
+    dweight = mean.new_empty(x.shape[1], dtype=parameters)
     dbias = torch.empty_like(dweight)
     pointer, _kept = _tail(tail, x)
     _normalize_backward(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .._wrappers import unwrapped
 from ..sequential import Sequential
 from .arrivals import ARRIVALS
 from .call import NORMS, Batch, Call, History, Instance
@@ -90,9 +91,7 @@ def _eager(model: nn.Module) -> nn.Module:
             "check cannot watch the layers of a TorchScript program: pass the module that it was "
             "made of"
         )
-    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while isinstance(model, parallel) or hasattr(model, "_orig_mod"):
-        model = model.module if isinstance(model, parallel) else model._orig_mod  # type: ignore[assignment]
+    model = unwrapped(model)
     for name, module in model.named_modules():
         if isinstance(module, LazyModuleMixin):
             raise ValueError(
