@@ -167,11 +167,9 @@ def affine(
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each plane of x, (N, C), and their gradients."""
-    if not x.numel():  # 0, with a graph
-        nothing = x.to(reference.statistics_dtype(x)).flatten(2).sum(2)
-        return nothing, nothing
     backend = _backend_for(x)
-    if backend is None or (backend is _ops and torch.is_grad_enabled()):
+    # Of nothing they are NaN, with a graph.
+    if backend is None or not x.numel() or (backend is _ops and torch.is_grad_enabled()):
         return reference.moments(x)
     if _needs_gradient(x):
         mean, var, _ = _autograd.moments(x, backend)
