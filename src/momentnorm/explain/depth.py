@@ -105,7 +105,7 @@ def study(
 
     Raises:
         ExplainError: an unknown norm; a size that is too small, or needs more memory than there is;
-            a rate, gain or seed that is none.
+            a rate or gain that is not finite; a seed that is none.
     """
     chosen = list(NORMS) if norms is None else norms
     for name in chosen:
