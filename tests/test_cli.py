@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 
@@ -10,13 +12,17 @@ import pytest
 import momentnorm
 from momentnorm.cli import COMMANDS, main
 
+full_disk = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["--nonsense"]])
 def test_unknown_commands(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2
-    assert "momentnorm" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "(see momentnorm --help)" in error
 
 
 def test_help_names_every_command(capsys):
@@ -77,3 +83,54 @@ def test_a_missing_extra_is_one_line(missing):
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "pip install 'momentnorm[stylize]'" in result.stderr
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``momentnorm`` as a shell does, with its redirections."""
+    command = f"exec {shlex.quote(sys.executable)} -m momentnorm {line}"
+    return subprocess.run(
+        ["sh", "-c", command],
+        capture_output=True, text=True, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("figure -o {}/a.svg >&-", 0),
+        ("explain instance --example >&-", 0),
+        ("explain nonsense --example 2>&-", 2),
+    ],
+)
+def test_closed_streams_take_everything(line, code, tmp_path):
+    result = shell(line.format(tmp_path))
+    assert (result.returncode, result.stdout, result.stderr) == (code, "", "")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.svg"] * line.startswith("figure")
+
+
+@full_disk
+@pytest.mark.parametrize(
+    ("line", "unbuffered"),
+    # argparse itself takes no notice of an error, so that --version is refused only at the end
+    [("doctor", ""), ("doctor", "1"), ("--version", "")],
+)
+def test_a_full_disk_is_one_line(line, unbuffered):
+    result = shell(f"{line} >/dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert result.returncode == 2
+    assert result.stderr == ("momentnorm: the output cannot be written (No space left on device)\n")
+
+
+def test_letters_that_the_terminal_lacks():
+    result = shell("explain instance --example", PYTHONIOENCODING="ascii")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "?" in result.stdout
+    assert result.stdout.isascii()
+
+
+def test_ctrl_c_is_no_error(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "doctor", (interrupted, ""))
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr() == ("", "")

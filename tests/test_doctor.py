@@ -45,6 +45,22 @@ def test_a_bad_shape_is_one_line(shape, capsys):
     assert "write at least three sizes, such as 8,128,64,64" in err
 
 
-def test_a_device_that_is_not_there(capsys):
-    assert main(["doctor", "--shape", "2,3,4", "--device", "nowhere"]) == 2
+@pytest.mark.parametrize(
+    "argv", [["--shape", "2,3,4", "--device", "nowhere"], ["--shape", f"1,1,{2**64}"]]
+)
+def test_what_torch_refuses_is_one_line(argv, capsys):
+    assert main(["doctor", *argv]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv", [["--device", "cpu"], ["--dtype", "float32"], ["--memory-format", "strided"]]
+)
+def test_what_is_of_one_input_needs_its_shape(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor", *argv])
+    assert stop.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"momentnorm doctor: {argv[0]} is of one input: give its --shape too")
+    assert err.count("\n") == 1

@@ -317,6 +317,23 @@ def test_nan_is_shown_and_said():
     assert '"NaN"' in json.dumps(trace.to_dict(), allow_nan=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "x", "says"),
+    [
+        # torch divides by infinity, where the steps, from moments, have NaN
+        (
+            "rms",
+            torch.tensor(X).index_fill(3, torch.tensor(0), torch.inf),
+            "x has 8 infinite of 16",
+        ),
+        ("layer", torch.tensor(X, dtype=torch.float64) * 1e200, "var has 2 infinite of 2"),
+    ],
+)
+def test_what_is_not_finite_is_not_the_layers_fault(name, x, says):
+    with pytest.raises(ExplainError, match=f"{says}.*: replace NaN and infinities, or make"):
+        explain(name, x)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_where_nothing_is_recorded(mode):
     with mode():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from momentnorm.cli import main
-from momentnorm.explain import explain, names
+from momentnorm.explain import ExplainError, explain, files, names
 from momentnorm.explain.example import PRINTED, X
 
 
@@ -94,6 +94,82 @@ def test_inputs(kind, capsys, tmp_path):
     assert out == explain("instance", torch.from_numpy(x)).text(precision=6)
 
 
+def test_grey_of_16_bits_is_not_clipped(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pixels = np.array([[0, 255, 256], [32768, 40000, 65535]], dtype=np.uint16)
+    for name in ("a.png", "a.tif"):
+        image.fromarray(pixels).save(tmp_path / name)
+        expected = torch.from_numpy((pixels / 65535).astype("float32"))[None, None]
+        assert torch.equal(files.read(tmp_path / name), expected)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_images_without_a_range_are_refused(dtype, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "a.tif"
+    image.fromarray(np.array([[0, 300]], dtype=dtype)).save(path)
+    with pytest.raises(ExplainError, match=r"no agreed range of values; save the numbers as \.npy"):
+        files.read(path)
+
+
+def test_a_photograph_is_upright(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "a.png"
+    turned = image.Exif()
+    turned[0x0112] = 6  # the top of the photograph is on the right
+    pixels = np.array([[0, 51, 102], [153, 204, 255]], dtype=np.uint8)
+    image.fromarray(pixels).save(path, exif=turned)
+    expected = torch.tensor([[153, 0], [204, 51], [255, 102]]) / 255
+    assert torch.equal(files.read(path), expected[None, None])
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_the_mark_in_front_of_a_spreadsheets_text(kind, tmp_path):
+    path = tmp_path / f"a.{kind}"
+    path.write_text("1,2\n3,4\n" if kind == "csv" else "[[[[1, 2], [3, 4]]]]", "utf-8-sig")
+    assert files.read(path).tolist() == [[[[1, 2], [3, 4]]]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("empty.npy", b"", "not read as a .npy file"),
+        ("empty.png", b"", "not read as a .png file"),
+        ("half.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "not read as a .png file"),
+        ("deep.json", b"[" * 100_000, "not read as a .json file"),
+        ("words.csv", b"a,b\n", "not read as a .csv file"),
+        ("bytes.csv", b"\xff\xfe1", "not read as a .csv file"),
+        ("zeros.csv", b"1,\0" * 2, "not read as a .csv file"),
+        ("huge.json", b"[[" + b"9" * 400 + b"]]", "not read as a .json file"),
+        ("folder.png", None, "is a folder"),
+        ("folder.csv", None, "is a folder"),
+        ("n" * 300 + ".csv", ..., "File name too long"),
+    ],
+    ids=lambda value: value[:12] if isinstance(value, str) else "",
+)
+def test_a_damaged_input_is_one_line(name, content, says, tmp_path, capsys):
+    path = tmp_path / name
+    if content is None:
+        path.mkdir()
+    elif content is not ...:
+        path.write_bytes(content)
+    code, out, error = run(capsys, "instance", "--input", path)
+    assert (code, out) == (2, "")
+    assert error.count("\n") == 1
+    assert says in error
+
+
+def test_an_enormous_image_is_one_line(tmp_path, capsys, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    image.new("1", (20, 20)).save(tmp_path / "a.png")
+    monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", 199)
+    code, _, error = run(capsys, "instance", "--input", tmp_path / "a.png")
+    assert (code, error.count("\n")) == (2, 1)
+    assert "scale it down first" in error
+    monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", 201)  # for which Pillow warns
+    assert files.read(tmp_path / "a.png").shape == (1, 1, 20, 20)
+
+
 def test_dtypes_and_integers(capsys, tmp_path):
     path = tmp_path / "input.npy"
     np.save(path, np.arange(12).reshape(1, 2, 6))
@@ -137,7 +213,7 @@ def test_files(capsys, tmp_path):
         (["instance", "--example", "--weight", "1;2"], "write a number"),
         (["instance", "--example", "--activation", "sine"], "unknown activation"),
         (["instance", "--example", "--steps", "middle"], "no step is named 'middle'"),
-        (["instance", "--input", "bad.json"], "no .json file of numbers"),
+        (["instance", "--input", "bad.json"], "not read as a .json file of numbers"),
         (["instance", "--input", "flat.json"], "(N, C, *S)"),
         (["instance", "--input", "single.json"], "more than 1 spatial element"),
         (["depth", "--norms", "sgn"], "choose of none, batch"),

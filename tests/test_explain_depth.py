@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from momentnorm.cli import main
-from momentnorm.explain import ExplainError
+from momentnorm.explain import ExplainError, depth
 from momentnorm.explain.depth import MEASURES, NORMS, Course, _measure, stripes, study, table
 
 SMALL = {"depth": 6, "channels": 4, "size": 6, "batch": 8, "steps": 3}
@@ -84,10 +84,40 @@ def test_a_network_that_explodes_is_none_in_json():
     json.dumps(found.to_dict(), allow_nan=False)
 
 
-def test_sizes_are_checked():
-    for wrong in ({"depth": 0}, {"channels": 6}, {"batch": 1}, {"steps": -1}):
-        with pytest.raises(ExplainError):
-            study(**wrong)
+@pytest.mark.parametrize(
+    ("option", "value", "says"),
+    [
+        ("depth", 0, "at least 1"),
+        ("channels", 6, "a multiple of 4"),
+        ("batch", 1, "at least 4"),
+        ("steps", -1, "at least 0"),
+        ("gain", math.nan, "a finite number"),
+        ("gain", 1e400, "a finite number"),
+        ("rate", math.inf, "a finite number from 0 up"),
+        ("rate", -0.1, "a finite number from 0 up"),
+        ("seed", -1, "from 0 to"),
+        ("seed", 2**63, "from 0 to"),
+        ("size", 100_000_000, "MB of memory are needed: choose a smaller size"),
+        ("batch", 10**400, "MB of memory are needed: choose a smaller size"),
+    ],
+)
+def test_wrong_settings_are_one_line(option, value, says, monkeypatch, capsys):
+    monkeypatch.setattr(depth, "available_memory", lambda: 2**34)
+    assert main(["explain", "depth", f"--{option}={value}"]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    assert option in error
+    assert says in error
+
+
+def test_no_memory_is_one_line(monkeypatch):
+    def exhausted(count, size):
+        return torch.empty(2**60)
+
+    monkeypatch.setattr(depth, "stripes", exhausted)
+    with pytest.raises(ExplainError, match="not enough memory: choose a smaller size"):
+        study(["none"], **SMALL)
 
 
 def test_the_table(found):

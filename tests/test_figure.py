@@ -181,8 +181,8 @@ def test_the_command_writes_what_it_says(tmp_path, capsys):
     [
         (["--groups", "4", "-o", "x.svg"], "4 groups do not divide"),
         (["--shape", "4x6", "-o", "x.svg"], "such as 4,6,4,4"),
-        (["-o", "x.jpg"], ".svg, .png or .pdf"),
-        (["-o", "missing/x.svg"], "missing/x.svg"),
+        (["-o", "x.jpg"], ".svg, .png, .pdf"),
+        (["-o", "missing/x.svg"], "create it first"),
         ([], "-o/--out"),
     ],
 )

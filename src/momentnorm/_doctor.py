@@ -6,12 +6,17 @@ import argparse
 import os
 import platform
 import sys
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from . import __version__, _dispatch
+from ._arguments import Parser
 from .backends import cpu, triton
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _DTYPES = {
     "float32": torch.float32,
@@ -82,24 +87,37 @@ def _input(shape: str, dtype: str, memory_format: str, device: str) -> Tensor:
     return torch.empty(sizes, **options)  # type: ignore[call-overload, no-any-return]
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def main(argv: Sequence[str]) -> int:
+    """``momentnorm doctor``. 0 is success, 2 wrong input: one line on stderr says what."""
+    parser = Parser(
+        prog="momentnorm doctor",
+        description="Which backend takes which call on this machine, and why.",
+    )
     parser.add_argument("--shape", metavar="N,C,...", help="ask about one input, of this shape")
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32")
-    parser.add_argument("--memory-format", choices=_MEMORY_FORMATS, default="contiguous")
-    parser.add_argument("--device", default="cpu", help="as torch names it")
-
-
-def run(args: argparse.Namespace) -> int:
-    if args.shape is not None:
-        try:
-            print(call(args.shape, args.dtype, args.memory_format, args.device))
-        except (ValueError, RuntimeError, AssertionError) as error:
-            # torch says "not compiled with CUDA" by an AssertionError.
-            print(f"momentnorm doctor: {str(error).splitlines()[0]}", file=sys.stderr)
-            return 2
-        return 0
+    parser.add_argument("--dtype", choices=_DTYPES, help="of that input; default float32")
+    parser.add_argument(
+        "--memory-format", choices=_MEMORY_FORMATS, help="of that input; default contiguous"
+    )
+    parser.add_argument("--device", metavar="NAME", help="as torch names it; default cpu")
+    given = parser.parse_args(argv)
+    if given.shape is not None:
+        return _one_call(given)
+    for option in ("dtype", "memory_format", "device"):
+        if getattr(given, option) is not None:
+            parser.error(f"--{option.replace('_', '-')} is of one input: give its --shape too")
     print("\n".join(installation()))
     print("\nWhich backend takes instance_norm of (ask about another with --shape):")
     for usual in _USUAL_CALLS:
         print("  " + call(*usual))
+    return 0
+
+
+def _one_call(given: argparse.Namespace) -> int:
+    dtype, memory_format = given.dtype or "float32", given.memory_format or "contiguous"
+    try:
+        print(call(given.shape, dtype, memory_format, given.device or "cpu"))
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+        # torch says "not compiled with CUDA" by an AssertionError.
+        print(f"momentnorm doctor: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
     return 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
+import errno
+import io
 import os
 import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
+
+from ._arguments import Parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,9 +57,7 @@ def _run_study(argv: Sequence[str]) -> int:
 def _run_doctor(argv: Sequence[str]) -> int:
     from . import _doctor
 
-    parser = argparse.ArgumentParser(prog="momentnorm doctor", description=COMMANDS["doctor"][1])
-    _doctor.add_arguments(parser)
-    return _doctor.run(parser.parse_args(argv))
+    return _doctor.main(argv)
 
 
 def _run_figure(argv: Sequence[str]) -> int:
@@ -83,17 +84,29 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``momentnorm COMMAND ...``; the exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in COMMANDS:
+    _prepare_streams()
+    try:
         try:
-            code = COMMANDS[argv[0]][0](argv[1:])
-            sys.stdout.flush()
-            return code
-        except BrokenPipeError:
-            # The reader of a pipe has left (`| head`). Python would complain again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-    parser = argparse.ArgumentParser(
+            return _run(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            sys.stdout.flush()  # at exit it would be too late to answer
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has left (`| head`)
+        _drop_output()
+        return 1
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        print(f"momentnorm: the output cannot be written ({error.strerror})", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str]) -> int:
+    if argv and argv[0] in COMMANDS:
+        return COMMANDS[argv[0]][0](argv[1:])
+    parser = Parser(
         prog="momentnorm",
         description="Instance Normalization and its family for PyTorch.",
         epilog="Each command has its own --help.",
@@ -105,3 +118,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands.add_parser(name, help=text, add_help=False)
     parser.parse_args(argv)
     return 0  # pragma: no cover - parse_args has left: the command is missing or unknown
+
+
+def _prepare_streams() -> None:
+    """What was closed (``>&-``) takes everything; a letter that the encoding lacks becomes "?"."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+            setattr(sys, name, nowhere)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """What is still in the buffer goes nowhere: Python would complain about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

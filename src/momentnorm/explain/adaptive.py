@@ -12,10 +12,9 @@ from torch import Tensor
 from .. import conditional, functional, norm_activation
 from ..backends.reference import _per_plane, moments, statistics_dtype
 from ..pool import BATCH, INSTANCE, Pool
-from .explanation import Explanation
-from .family import explains, explanation_of
+from .explanation import Explanation, rounded
+from .family import batch_updates, explains, explanation_of
 from .planes import Planes
-from .running import Update
 from .statistics import MeanSquare, Pooled, record_plane_moments, record_pooled, record_pools
 from .trace import INPUT, OUTPUT, STATISTICS, Steps, of_first
 from .views import axes_of, feature_map
@@ -193,9 +192,7 @@ class _EvoNorm(Explanation):
             r"\hat x \cdot \gamma + \beta",
             worked=of_first("{} * {} + {} = {}", normalized, weight, bias, y),
         )
-        dtype = str(self.x.dtype).removeprefix("torch.")
-        formula = f"y = the step before, rounded once to {dtype}"
-        steps.add(OUTPUT, "y", y.to(self.x.dtype), axes, formula, "y")
+        rounded(steps, y, self.x, axes)
         return y
 
 
@@ -231,18 +228,9 @@ class _EvoNormS0(_EvoNorm):
 class _EvoNormB0(_EvoNorm):
     def __init__(self, layer: Any, x: Tensor) -> None:
         super().__init__(layer, x)
-        running = layer.running_var.detach()
-        self.given = None if layer.training else running.to(statistics_dtype(x), copy=True)
-        self.update: Update | None = None
-        count = x.shape[0] * x.shape[2:].numel()
-        if layer.training:
-            self.update = Update(
-                "running_var",
-                running.clone(),
-                lambda mean, var: BATCH(mean, var)[1][0] * (count / (count - 1)),
-                "the batch's unbiased variance of each channel, n / (n - 1) * var of n elements",
-                layer.momentum,
-            )
+        running = layer.running_var.detach().to(statistics_dtype(x), copy=True)
+        self.given = None if layer.training else running
+        self.updates = batch_updates(layer, x, BATCH) if layer.training else ()
         self.summary = "x over the larger of the batch's deviation and a line in x"
 
     def forward(self, steps: Steps, x: Tensor) -> Tensor:
@@ -277,8 +265,8 @@ class _EvoNormB0(_EvoNorm):
             worked=of_first("{} / max({}, {}) = {}", x, floor, line, normalized),
         )
         y = self._affine(steps, normalized)
-        if self.update is not None:
-            self.update.record(steps, mean.detach(), var.detach())
+        for update in self.updates:
+            update.record(steps, mean.detach(), var.detach())
         return y
 
 

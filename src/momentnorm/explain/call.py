@@ -68,7 +68,7 @@ def explain(
 
     Raises:
         ExplainError: an unknown name or option; an input that is no feature map; a class that has
-            no explanation.
+            no explanation; NaN or infinities that the layer spreads in a way of its own.
         TraceMismatchError: the steps do not lead to the layer's output, as where a subclass
             computes something else.
         Exception: whatever the layer itself raises for this input.
@@ -222,12 +222,24 @@ def _check_output(
         bound = _FLOAT64 * max(1.0, _largest(theirs))
         text = "the last step is what the layer returns in float64, to its rounding"
     if difference > bound:
+        _refuse_not_finite(trace)
         raise TraceMismatchError(
             f"the steps do not lead to the output of {trace.layer}: they differ by up to "
             f"{difference:.3g}. It computes something else than its base class; register its own "
             "explanation with momentnorm.explain.explains"
         )
     return Check(text, difference)
+
+
+def _refuse_not_finite(trace: Trace) -> None:
+    """Two ways of computing the same need not agree on where NaN and infinities go."""
+    for step in trace.steps:
+        if found := count_not_finite(step.values):
+            raise ExplainError(
+                f"{step.name} has {found} of {step.values.numel()} values, which {trace.layer} "
+                "spreads otherwise than the steps do: replace NaN and infinities, or make the "
+                "input smaller, first"
+            )
 
 
 def _check_buffers(trace: Trace, before: nn.Module, after: nn.Module) -> list[Check]:

@@ -7,10 +7,11 @@ import ast
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .._arguments import Parser
 from . import example, files
 from .call import explain
 from .names import names
@@ -39,13 +40,6 @@ examples:
 further:
   {PROGRAM} depth    what happens to activations through a deep network, by norm
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, whose complaints are one line too."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ is measured on the way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 import momentnorm
 
+from .._memory import available_memory, is_out_of_memory
 from .trace import ExplainError
 
 _Maker = Callable[[int], nn.Module]
@@ -39,6 +41,11 @@ MEASURES = {
     "dead": "share of dead units",
     "gradient": "gradient: root mean square of dL/d(activation)",
 }
+
+#: Of an activation, what its layer keeps for the way back, and their gradients: at the least
+#: (measured), so that nothing is refused that there is room for.
+_BYTES_PER_VALUE = 48
+_SMALLER = "choose a smaller size, batch, depth or number of channels"
 
 
 @dataclass
@@ -97,7 +104,8 @@ def study(
     the batch.
 
     Raises:
-        ExplainError: an unknown norm; a size that is too small.
+        ExplainError: an unknown norm; a size that is too small, or needs more memory than there is;
+            a rate or gain that is not finite; a seed that is none.
     """
     chosen = list(NORMS) if norms is None else norms
     for name in chosen:
@@ -114,10 +122,24 @@ def study(
             raise ExplainError(f"{what} {value}: at least {least}")
     if channels % 4:
         raise ExplainError(f"channels {channels}: a multiple of 4, for GroupNorm's groups")
+    if not (math.isfinite(rate) and rate >= 0):
+        raise ExplainError(f"rate {rate:g}: a finite number from 0 up")
+    if not math.isfinite(gain):
+        raise ExplainError(f"gain {gain:g}: a finite number")
+    if not 0 <= seed < 2**63:
+        raise ExplainError(f"seed {seed}: a whole number from 0 to 2**63 - 1")
+    needed = depth * batch * channels * size**2 * _BYTES_PER_VALUE
+    # Linux promises more memory than it has, and then kills the program without a word.
+    if needed > (available_memory() or math.inf):
+        raise ExplainError(f"more than {needed // 10**6} MB of memory are needed: {_SMALLER}")
     common = depth, channels, size, batch, steps, rate, gain, seed
     state = torch.random.get_rng_state()
     try:
         return Study(*common, [_course(name, *common) for name in chosen])
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ExplainError(f"not enough memory: {_SMALLER}") from error
     finally:
         torch.random.set_rng_state(state)
 

@@ -10,10 +10,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._arguments import Parser
 from . import depth_picture
-from .command import PROGRAM, Parser
+from .command import PROGRAM
 from .depth import MEASURES, NORMS, Study, study, table
-from .saving import check_path
+from .saving import check_path, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         seed=arguments.seed,
     )
     for path in arguments.out:
-        WRITERS[path.suffix.lower()](found, path)
+        write(path, WRITERS[path.suffix.lower()](found))
         print(path)
     if not arguments.out:
         print(table(found), end="")
@@ -95,14 +96,12 @@ def rows(found: Study) -> str:
 
 
 #: By suffix.
-WRITERS: dict[str, Callable[[Study, Path], object]] = {
-    ".png": depth_picture.draw,
-    ".svg": depth_picture.draw,
+WRITERS: dict[str, Callable[[Study], str | bytes]] = {
+    ".png": lambda found: depth_picture.draw(found, "png"),
+    ".svg": lambda found: depth_picture.draw(found, "svg"),
     ".gif": depth_picture.animate,
-    ".html": lambda found, path: path.write_text(page(found), encoding="utf-8"),
-    ".json": lambda found, path: path.write_text(
-        json.dumps(found.to_dict(), allow_nan=False) + "\n", encoding="utf-8"
-    ),
-    ".csv": lambda found, path: path.write_text(rows(found), encoding="utf-8"),
-    ".txt": lambda found, path: path.write_text(table(found), encoding="utf-8"),
+    ".html": page,
+    ".json": lambda found: json.dumps(found.to_dict(), allow_nan=False) + "\n",
+    ".csv": rows,
+    ".txt": table,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .depth import MEASURES, Course, Study
@@ -29,8 +28,8 @@ _LOGARITHMIC = ("var", "gradient")
 _FLOOR = 1e-32
 
 
-def draw(found: Study, path: Path) -> None:
-    """An .svg or .png: before training and after, by layer; and the loss by step."""
+def draw(found: Study, form: str) -> bytes:
+    """An "svg" or "png": before training and after, by layer; and the loss by step."""
     needed("matplotlib", "a picture")
     import matplotlib
     from matplotlib.figure import Figure
@@ -48,12 +47,14 @@ def draw(found: Study, path: Path) -> None:
         axes = figure.add_subplot(grid[4, :])
         _losses(axes, found, found.steps)
         figure.legend(*_legend(figure), loc="outside upper center", ncols=3, frameon=False)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-        figure.savefig(path, dpi=90, metadata=metadata)
+        metadata = {"Date": None} if form == "svg" else None
+        file = io.BytesIO()
+        figure.savefig(file, format=form, dpi=90, metadata=metadata)
+    return file.getvalue()
 
 
-def animate(found: Study, path: Path) -> None:
-    """A .gif: a frame for each step of training; the last one stays longer."""
+def animate(found: Study) -> bytes:
+    """A GIF: a frame for each step of training; the last one stays longer."""
     needed("matplotlib", "an animation")
     needed("PIL", "an animation")
     import matplotlib
@@ -68,7 +69,9 @@ def animate(found: Study, path: Path) -> None:
                 frame = Image.open(file).convert("RGB")
             frames.append(frame.quantize(64, method=Image.Quantize.MEDIANCUT))
     pause = [250] * found.steps + [3000]
-    frames[0].save(path, save_all=True, append_images=frames[1:], duration=pause, loop=0)
+    file = io.BytesIO()
+    frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=pause, loop=0)
+    return file.getvalue()
 
 
 def _frame(found: Study, step: int, limits: dict[str, tuple[float, float]]) -> Figure:
@@ -132,11 +135,12 @@ def _by_layer(
 def _losses(axes: Any, found: Study, step: int) -> None:
     for course in found.courses:
         axes.plot(range(step + 1), course.loss[: step + 1], **_look(course))
-    every = [loss for course in found.courses for loss in course.loss if math.isfinite(loss)]
-    low, high = min(every, default=0.0), max(every, default=1.0)
+    guessing = math.log(4)
+    losses = [loss for course in found.courses for loss in course.loss if math.isfinite(loss)]
+    low, high = min([guessing, *losses]), max([guessing, *losses])
     room = 0.05 * (high - low or 1.0)
-    axes.axhline(math.log(4), color="#777777", linewidth=0.8)
-    axes.text(found.steps, math.log(4), " guessing", va="bottom", ha="right", color="#555555")
+    axes.axhline(guessing, color="#777777", linewidth=0.8)
+    axes.text(found.steps, guessing, " guessing", va="bottom", ha="right", color="#555555")
     axes.set(xlim=(-0.2, found.steps + 0.2), ylim=(low - room, high + room), xlabel="step")
     axes.set_title("loss", fontsize=9)
     axes.grid(alpha=0.3)

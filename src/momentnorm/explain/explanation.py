@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..backends.reference import statistics_dtype
-from .trace import BACKWARD, Steps
+from .trace import BACKWARD, OUTPUT, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,3 +88,10 @@ class Explanation:
                 y, list(operands.values()), gradient, allow_unused=True, materialize_grads=True
             )
         return dict(zip(operands, found, strict=True))
+
+
+def rounded(steps: Steps, y: Tensor, x: Tensor, axes: Sequence[str]) -> None:
+    """Record the last step of most layers: y in the dtype of x."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    formula = f"y = the step before, rounded once to {dtype}"
+    steps.add(OUTPUT, "y", y.to(x.dtype), axes, formula, "y")

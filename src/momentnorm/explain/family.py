@@ -100,6 +100,14 @@ def _tail(layer: nn.Module, residual: Tensor | None) -> dict[str, Any]:
     }
 
 
+def _given(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The running moments, where a mixture takes them in place of the batch's."""
+    if layer.training or layer.running_mean is None:
+        return None
+    running = _running(layer, x)
+    return running.mean, running.var
+
+
 def _running(layer: Any, x: Tensor) -> Given:
     dtype = statistics_dtype(x)
     return Given(
@@ -111,7 +119,11 @@ def _running(layer: Any, x: Tensor) -> Given:
 def _updates(
     layer: Any, pool: Policy, count: int, share: float | None, mean_rule: str, var_rule: str
 ) -> tuple[Update, ...]:
-    """Of running_mean and running_var; the variance made unbiased from ``count`` elements."""
+    """Of what the layer has of running_mean and running_var, which is made unbiased.
+
+    Args:
+        count: the elements of which a variance is made.
+    """
 
     def mean_of(mean: Tensor, var: Tensor) -> Tensor:
         return pool(mean, var)[0].flatten()
@@ -119,9 +131,33 @@ def _updates(
     def var_of(mean: Tensor, var: Tensor) -> Tensor:
         return pool(mean, var)[1].flatten() * (count / (count - 1))
 
-    return (
-        Update("running_mean", layer.running_mean.detach().clone(), mean_of, mean_rule, share),
-        Update("running_var", layer.running_var.detach().clone(), var_of, var_rule, share),
+    return tuple(
+        Update(name, getattr(layer, name).detach().clone(), of_batch, rule, share)
+        for name, of_batch, rule in (
+            ("running_mean", mean_of, mean_rule),
+            ("running_var", var_of, var_rule),
+        )
+        if hasattr(layer, name)
+    )
+
+
+def batch_updates(layer: Any, x: Tensor, pool: Pool) -> tuple[Update, ...]:
+    """Of a layer that keeps the batch's moments of each channel; ``pool`` is that of a channel."""
+
+    def of_channel(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        pooled_mean, pooled_var = pool(mean, var)
+        return pooled_mean[0], pooled_var[0]
+
+    share = layer.momentum
+    if share is None:  # the average of all batches
+        share = 1.0 / (int(layer.num_batches_tracked) + 1)
+    return _updates(
+        layer,
+        of_channel,
+        x.shape[0] * x.shape[2:].numel(),
+        share,
+        "the batch's mean of each channel",
+        "the batch's unbiased variance of each channel, n / (n - 1) * var of n elements",
     )
 
 
@@ -171,17 +207,7 @@ def _batch_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     if of_input:
         statistics = Pooled(pool)
         if layer.training and layer.track_running_stats and layer.running_mean is not None:
-            share = layer.momentum
-            if share is None:  # the average of all batches
-                share = 1.0 / (int(layer.num_batches_tracked) + 1)
-            updates = _updates(
-                layer,
-                lambda mean, var: tuple(values[0] for values in pool(mean, var)),  # type: ignore[arg-type,return-value]
-                x.shape[0] * x.shape[2:].numel(),
-                share,
-                "the batch's mean of each channel",
-                "the batch's unbiased variance of each channel, n / (n - 1) * var of n elements",
-            )
+            updates = batch_updates(layer, x, pool)
     else:
         statistics = _running(layer, x)
     found = Planes(
@@ -244,10 +270,7 @@ def _local_response_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
 def _switchable_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     view = views.points(x) if x.dim() == 2 else views.feature_map(x)
     size = x.shape[2:].numel()
-    given = None
-    if not layer.training and layer.running_mean is not None:
-        running = _running(layer, x)
-        given = running.mean, running.var
+    given = _given(layer, x)
     dtype = statistics_dtype(x)
     parameters = {
         name: getattr(layer, name).detach().to(dtype, copy=True).requires_grad_()
@@ -303,10 +326,7 @@ def _switchable_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanat
 
 @explains(relatives.BatchInstanceNorm2d)
 def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
-    given = None
-    if not layer.training and layer.running_mean is not None:
-        running = _running(layer, x)
-        given = running.mean, running.var
+    given = _given(layer, x)
     gate = layer.gate.detach().to(statistics_dtype(x), copy=True)
     if layer.training:
         gate.clamp_(0, 1)  # as the layer does first
@@ -317,17 +337,7 @@ def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
 
     updates: tuple[Update, ...] = ()
     if layer.training and layer.running_mean is not None:
-        share = layer.momentum
-        if share is None:
-            share = 1 / (int(layer.num_batches_tracked) + 1)
-        updates = _updates(
-            layer,
-            lambda mean, var: tuple(values[0] for values in BATCH(mean, var)),  # type: ignore[arg-type,return-value]
-            x.shape[0] * x.shape[2:].numel(),
-            share,
-            "the batch's mean of each channel",
-            "the batch's unbiased variance of each channel, n / (n - 1) * var of n elements",
-        )
+        updates = batch_updates(layer, x, BATCH)
 
     def policy(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return relatives._Gated(gate.clamp(0, 1), layer.eps, given)(mean, var)

@@ -18,10 +18,11 @@ from xml.sax.saxutils import escape
 import torch
 from torch import Tensor
 
+from .._arguments import Parser
 from ..pool import BATCH, INSTANCE, Policy, Pool
 from ..relatives import SwitchableNorm2d, _Mixture
-from ._arguments import Parser
 from ._block import DARK, FONT, LIGHT, TIMES, Block, Theme, axes, glass, room, solid, text
+from .saving import check_path, write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -314,6 +315,7 @@ def main(argv: Sequence[str]) -> int:
     )
     given = parser.parse_args(argv)
     try:
+        check_path(given.out, (".svg", ".png", ".pdf"))
         drawing = draw(
             given.kinds or USUAL,
             given.shape,
@@ -322,8 +324,8 @@ def main(argv: Sequence[str]) -> int:
             channel=given.channel,
             dark=given.dark,
         )
-        given.out.write_bytes(_as_file(drawing, given.out.suffix.lower()))
-    except (ValueError, OSError) as error:
+        write(given.out, _as_file(drawing, given.out.suffix.lower()))
+    except ValueError as error:
         parser.exit(2, f"momentnorm figure: {error}\n")
     print(given.out)
     return 0
@@ -332,8 +334,6 @@ def main(argv: Sequence[str]) -> int:
 def _as_file(drawing: str, suffix: str) -> bytes:
     if suffix == ".svg":
         return drawing.encode()
-    if suffix not in (".png", ".pdf"):
-        raise ValueError(f"a figure is written as .svg, .png or .pdf, not as {suffix or 'nothing'}")
     try:
         import cairosvg  # type: ignore[import-untyped]
     except (ImportError, OSError) as error:  # the second where the Cairo library is missing

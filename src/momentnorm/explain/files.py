@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,40 +15,63 @@ from torch import Tensor
 from .needs import needed
 from .trace import ExplainError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 KNOWN = (".npy", ".json", ".csv", *_IMAGES)
+
+#: Text, with the mark in front of it that spreadsheets write or without.
+_ENCODING = "utf-8-sig"
 
 
 def read(path: Path) -> Tensor:
     """The numbers of a file as a tensor.
 
     ``.npy`` and ``.json`` (nested lists) hold a feature map (N, C, ...) as it is. ``.csv`` holds
-    one plane, a row a line. An image is one sample of 1 or 3 channels, from 0 to 1.
+    one plane, a row a line. An image is one sample of 1 or 3 channels, upright, from 0 to 1: what
+    8 bits hold is divided by 255, and 16 bits of grey by 65535.
 
     Raises:
-        ExplainError: no such file; another kind of file; one that does not hold numbers.
+        ExplainError: no such file; another kind of file; one that does not hold numbers, is
+            damaged or enormous; an image of whole or floating-point numbers without a range.
     """
     suffix = path.suffix.lower()
     if suffix not in KNOWN:
         raise ExplainError(f"{path}: an input is one of {', '.join(KNOWN)}, not {suffix!r}")
-    if not path.is_file():
-        raise ExplainError(f"{path}: there is no such file")
-    try:
+    with _explained(path):
         if suffix == ".npy":
             return _array(path)
         if suffix == ".json":
-            return torch.tensor(json.loads(path.read_text()), dtype=torch.float32)
+            return torch.tensor(json.loads(path.read_text(_ENCODING)), dtype=torch.float32)
         if suffix == ".csv":
-            with path.open(newline="") as file:
+            with path.open(newline="", encoding=_ENCODING) as file:
                 rows = [[float(cell) for cell in row] for row in csv.reader(file) if row]
             return torch.tensor(rows, dtype=torch.float32)[None, None]
         return _image(path)
-    except (ValueError, TypeError, OSError) as error:
-        if isinstance(error, ExplainError):
-            raise
-        text = " ".join(str(error).split())
-        raise ExplainError(f"{path}: this is no {suffix} file of numbers: {text}") from None
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What opening and decoding raise, as one line with the fix."""
+    try:
+        yield
+    except ExplainError:
+        raise
+    except FileNotFoundError:
+        raise ExplainError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise ExplainError(f"{path}: this is a folder; a file is needed here") from None
+    except MemoryError as error:
+        raise ExplainError(f"{path}: too large for this machine's memory") from error
+    except Exception as error:
+        # The decoders raise OSError, SyntaxError, EOFError, RecursionError and more on bad bytes.
+        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ExplainError(
+            f"{path}: not read as a {path.suffix.lower()} file of numbers: "
+            f"{' '.join(text.split())[:200]}"
+        ) from error
 
 
 def _array(path: Path) -> Tensor:
@@ -60,10 +86,27 @@ def _image(path: Path) -> Tensor:
     needed("PIL", "an image")
     needed("numpy", "an image")
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    with Image.open(path) as image:
-        gray = image.mode in ("1", "L", "LA", "I;16", "I", "F")
-        pixels = np.asarray(image.convert("L" if gray else "RGB"), dtype=np.float32) / 255
-    values = torch.from_numpy(pixels)
-    return (values.unsqueeze(2) if gray else values).permute(2, 0, 1).unsqueeze(0).contiguous()
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own limit stays: twice this warning's size is an error.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                image = ImageOps.exif_transpose(opened)
+    except Image.DecompressionBombError as error:
+        raise ExplainError(
+            f"{path}: too large to be explained, or a decompression bomb; scale it down first"
+        ) from error
+    if image.mode in ("I", "F"):
+        raise ExplainError(
+            f"{path}: an image of mode {image.mode} has no agreed range of values; save the "
+            "numbers as .npy"
+        )
+    if image.mode.startswith("I;16"):
+        pixels = np.asarray(image).astype(np.float32) / 65535
+    else:
+        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+        pixels = np.asarray(image, dtype=np.float32) / 255
+    values = torch.from_numpy(np.atleast_3d(pixels))  # (H, W, C)
+    return values.permute(2, 0, 1).unsqueeze(0).contiguous()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .explanation import Explanation
+from .explanation import Explanation, rounded
 from .statistics import sum_of
 from .trace import BACKWARD, INPUT, OUTPUT, PARTS, STATISTICS, Steps, Worked, of_first
 from .views import axes_of
@@ -40,18 +40,7 @@ class Contrast(Explanation):
                 f"{text} + {self.eps:g} = {{}}", (*numbers, float(divisor.detach().flatten()[0]))
             ),
         )
-        y = x / divisor
-        steps.add(
-            OUTPUT,
-            "divided",
-            y,
-            axes,
-            "divided = x / divisor",
-            r"\frac{x}{s}",
-            worked=of_first("{} / {} = {}", x, divisor, y),
-        )
-        _rounded(steps, y, self.x)
-        return y
+        return _divided(steps, self.x, x, divisor, "s")
 
     def backward(self, steps: Steps, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         x = x.detach()
@@ -135,18 +124,7 @@ class LocalResponse(Explanation):
                 divisor,
             ),
         )
-        y = x / divisor
-        steps.add(
-            OUTPUT,
-            "divided",
-            y,
-            axes,
-            "divided = x / divisor",
-            r"\frac{x}{d}",
-            worked=of_first("{} / {} = {}", x, divisor, y),
-        )
-        _rounded(steps, y, self.x)
-        return y
+        return _divided(steps, self.x, x, divisor, "d")
 
     def backward(self, steps: Steps, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         x, axes = x.detach(), axes_of(x)
@@ -244,16 +222,20 @@ class Split(Explanation):
         return found
 
 
-def _rounded(steps: Steps, y: Tensor, x: Tensor) -> None:
-    dtype = str(x.dtype).removeprefix("torch.")
+def _divided(steps: Steps, given: Tensor, x: Tensor, divisor: Tensor, letter: str) -> Tensor:
+    """The last two steps: x, which is the input as it was given but wider, over its divisor."""
+    axes, y = axes_of(x), x / divisor
     steps.add(
         OUTPUT,
-        "y",
-        y.to(x.dtype),
-        axes_of(x),
-        f"y = the step before, rounded once to {dtype}",
-        "y",
+        "divided",
+        y,
+        axes,
+        "divided = x / divisor",
+        rf"\frac{{x}}{{{letter}}}",
+        worked=of_first("{} / {} = {}", x, divisor, y),
     )
+    rounded(steps, y, given, axes)
+    return y
 
 
 def _arriving(steps: Steps, gradient: Tensor, axes: tuple[str, ...]) -> None:

@@ -6,9 +6,9 @@ that nothing is said by colour alone.
 
 from __future__ import annotations
 
+import io
 import textwrap
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from .layout import Table, heading, layout, letter
@@ -25,8 +25,8 @@ _SHORT = 8
 _BELOW, _ABOVE = (0.16, 0.42, 0.75), (0.80, 0.42, 0.10)
 
 
-def draw(trace: Trace, path: Path, precision: int) -> None:
-    """Draw the trace into ``path``, an .svg or .png file.
+def draw(trace: Trace, form: str, precision: int) -> bytes:
+    """The trace as a file in this format, "svg" or "png".
 
     Raises:
         ExplainError: matplotlib is missing.
@@ -37,10 +37,10 @@ def draw(trace: Trace, path: Path, precision: int) -> None:
     with matplotlib.rc_context(
         {"svg.hashsalt": "momentnorm", "svg.fonttype": "path", "mathtext.fontset": "dejavusans"}
     ):
-        _draw(trace, path, precision)
+        return _draw(trace, form, precision)
 
 
-def _draw(trace: Trace, path: Path, precision: int) -> None:
+def _draw(trace: Trace, form: str, precision: int) -> bytes:
     from matplotlib.figure import Figure
 
     sheet = _Sheet()
@@ -61,8 +61,10 @@ def _draw(trace: Trace, path: Path, precision: int) -> None:
     axes.set_axis_off()
     for draw_on in sheet.drawn:
         draw_on(axes)
-    metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-    figure.savefig(path, dpi=110, metadata=metadata)
+    metadata = {"Date": None} if form == "svg" else None
+    file = io.BytesIO()
+    figure.savefig(file, format=form, dpi=110, metadata=metadata)
+    return file.getvalue()
 
 
 class _Sheet:

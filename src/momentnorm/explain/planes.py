@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..backends import reference
-from .explanation import Explanation
+from .explanation import Explanation, rounded
 from .statistics import Statistics
 from .trace import INPUT, OUTPUT, STATISTICS, Steps, of_first
 from .views import View, feature_map
@@ -152,15 +152,7 @@ class Planes(Explanation):
         values = self.scaled(steps, centred, normalized, mean, var)
         values = self._tail(steps, values)
         y = self.view.full(values)
-        dtype = self.x.dtype
-        steps.add(
-            OUTPUT,
-            "y",
-            y.to(dtype),
-            self.view.axes,
-            f"y = the step before, rounded once to {str(dtype).removeprefix('torch.')}",
-            "y",
-        )
+        rounded(steps, y, self.x, self.view.axes)
         for update in self.updates:
             update.record(steps, own_mean.detach(), own_var.detach())
         return y

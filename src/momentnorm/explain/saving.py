@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from .._files import whole_file
 from . import html, text
 from .layout import worked
 from .trace import ExplainError, Trace
@@ -39,10 +41,25 @@ def save(trace: Trace, path: Path, precision: int) -> Path:
     if suffix in _PICTURES:
         from .picture import draw
 
-        draw(trace, path, precision)
+        write(path, draw(trace, suffix[1:], precision))
     else:
-        path.write_text(_WRITERS[suffix](trace, precision), encoding="utf-8")
+        write(path, _WRITERS[suffix](trace, precision))
     return path
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Either the whole file is there afterwards or the old one.
+
+    Raises:
+        ExplainError: the place cannot be written.
+    """
+    try:
+        with whole_file(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise ExplainError(
+            f"{path}: cannot be written ({error.strerror}); choose another place"
+        ) from error
 
 
 def check_path(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> None:
@@ -52,8 +69,10 @@ def check_path(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> None:
             f"{path}: no format is known by the suffix {path.suffix!r}: "
             f"choose one of {', '.join(suffixes)}"
         )
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise ExplainError(f"{path}: the folder {path.parent} does not exist: create it first")
+    if os.path.isdir(path):
+        raise ExplainError(f"{path}: this is a folder: name a file, perhaps in it")
 
 
 def to_dict(trace: Trace) -> dict[str, Any]:

@@ -217,7 +217,8 @@ class Trace:
         ``.json`` has every value.
 
         Raises:
-            ExplainError: another suffix; matplotlib missing; a folder that does not exist.
+            ExplainError: another suffix; matplotlib missing; a place that cannot be written, where
+                an old file stays as it is.
         """
         from . import saving
 

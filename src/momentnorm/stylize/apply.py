@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .._memory import available_memory, is_out_of_memory
 from .errors import StylizeError
 from .features import luminance
 from .network import STRIDE, Network
@@ -71,14 +72,6 @@ def _out_of_memory(height: int, width: int, factor: float = 0.5) -> str:
     return f"not enough memory for {width}x{height} pixels; make it smaller with --size {size}"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of torch or Python says so."""
-    text = str(error).lower()
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        "alloc" in text and "memory" in text
-    )
-
-
 def _through(network: Network, batch: Tensor) -> Tensor:
     height, width = batch.shape[-2:]
     rows = reflected(height, MARGIN, MARGIN + -height % STRIDE).to(batch.device)
@@ -97,18 +90,6 @@ def reflected(size: int, before: int, after: int) -> Tensor:
     period = max(1, 2 * (size - 1))
     position = torch.arange(-before, size + after).remainder(period)
     return torch.minimum(position, period - position)
-
-
-def available_memory() -> int | None:
-    """Bytes that can be had without swapping, where the system says so."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
-    return None
 
 
 def _check_memory(network: Network, batch: Tensor) -> None:

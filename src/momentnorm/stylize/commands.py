@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._memory import is_out_of_memory
 from . import command_compare, command_photos, command_train, sheet
-from .apply import is_out_of_memory
 from .artworks import ARTWORKS, draw
 from .errors import StylizeError
 from .images import Photo, check_output, to_tensor, write_photo

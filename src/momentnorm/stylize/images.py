@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import os
-import tempfile
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from .. import _files
 from .errors import StylizeError, one_line
 
 if TYPE_CHECKING:
@@ -291,25 +290,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     Raises:
         StylizeError: the folder is not there or cannot be written, or the disk is full.
     """
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-        with open(handle, "wb") as file:
+        with _files.whole_file(path) as file:
             yield file
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        os.replace(temporary, path)
     except OSError as error:
         check_folder_of(path)
         raise StylizeError(
-            f"{path}: cannot be written ({error.strerror or one_line(error)}); choose another place"
+            f"{path}: cannot be written ({error.strerror}); choose another place"
         ) from error
-    finally:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

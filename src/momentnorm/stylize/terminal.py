@@ -6,12 +6,13 @@ import argparse
 import contextlib
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .._arguments import Parser as Parser
 from .errors import StylizeError
 
 if TYPE_CHECKING:
@@ -19,13 +20,6 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PROGRAM = "momentnorm stylize"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, whose complaints are one line too."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def say(text: str) -> None:

@@ -15,7 +15,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._arguments import Parser
+from ..._arguments import Parser
+from ..saving import check_path, write
+from ..trace import ExplainError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,15 +105,22 @@ def main(argv: Sequence[str]) -> int:
         "--port", type=int, default=8000, help="of --serve; default 8000, 0 for any that is free"
     )
     given = parser.parse_args(argv)
+    if given.serve:
+        return _serve_until_stopped(parser, given.port)
     try:
-        if not given.serve:
-            given.out.write_text(page(), encoding="utf-8")
-            print(given.out)
-            return 0
-        server = serve(given.port)
+        check_path(given.out, (".html",))
+        write(given.out, page())
+    except ExplainError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(given.out)
+    return 0
+
+
+def _serve_until_stopped(parser: Parser, port: int) -> int:
+    try:
+        server = serve(port)
     except (OSError, OverflowError) as error:
-        hint = "; choose another --port" if given.serve else ""
-        parser.exit(2, f"momentnorm explore: {error}{hint}\n")
+        parser.exit(2, f"{parser.prog}: {error}; choose another --port\n")
     with server:
         print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C stops)", flush=True)
         try:

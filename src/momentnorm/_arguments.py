@@ -1,4 +1,4 @@
-"""The command line, as the commands of this package read it."""
+"""The command line, as every command reads it."""
 
 from __future__ import annotations
 
