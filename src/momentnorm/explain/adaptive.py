@@ -230,7 +230,7 @@ class _EvoNormB0(_EvoNorm):
         super().__init__(layer, x)
         running = layer.running_var.detach().to(statistics_dtype(x), copy=True)
         self.given = None if layer.training else running
-        self.updates = batch_updates(layer, x, BATCH) if layer.training else ()
+        self.updates = batch_updates(layer, x, BATCH)
         self.summary = "x over the larger of the batch's deviation and a line in x"
 
     def forward(self, steps: Steps, x: Tensor) -> Tensor:

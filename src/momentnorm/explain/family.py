@@ -143,6 +143,9 @@ def _updates(
 
 def batch_updates(layer: Any, x: Tensor, pool: Pool) -> tuple[Update, ...]:
     """Of a layer that keeps the batch's moments of each channel; ``pool`` is that of a channel."""
+    tracks = getattr(layer, "track_running_stats", True) and layer.running_var is not None
+    if not (layer.training and tracks):
+        return ()
 
     def of_channel(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         pooled_mean, pooled_var = pool(mean, var)
@@ -201,23 +204,15 @@ def _batch_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     vectors = x.dim() == 2
     view = views.batch_of_vectors(x) if vectors else views.feature_map(x)
     pool = INSTANCE if vectors else BATCH
-    updates: tuple[Update, ...] = ()
-    statistics: Statistics
     of_input = layer.training or (layer.running_mean is None and layer.running_var is None)
-    if of_input:
-        statistics = Pooled(pool)
-        if layer.training and layer.track_running_stats and layer.running_mean is not None:
-            updates = batch_updates(layer, x, pool)
-    else:
-        statistics = _running(layer, x)
     found = Planes(
         x,
-        statistics,
+        Pooled(pool) if of_input else _running(layer, x),
         view=view,
         weight=layer.weight,
         bias=layer.bias,
         eps=layer.eps,
-        updates=updates,
+        updates=batch_updates(layer, x, pool),
         **_tail(layer, residual),
     )
     found.summary = _SHARING["batch" if of_input else "running"]
@@ -335,10 +330,6 @@ def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
     def of_batch(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return BATCH(mean, var) if given is None else given
 
-    updates: tuple[Update, ...] = ()
-    if layer.training and layer.running_mean is not None:
-        updates = batch_updates(layer, x, BATCH)
-
     def policy(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return relatives._Gated(gate.clamp(0, 1), layer.eps, given)(mean, var)
 
@@ -348,7 +339,7 @@ def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
         weight=layer.weight,
         bias=layer.bias,
         eps=0.0,
-        updates=updates,
+        updates=batch_updates(layer, x, BATCH),
     )
     found.summary = "per channel, a gate's share of batch and the rest of instance normalization"
     return found
