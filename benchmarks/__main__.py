@@ -96,8 +96,16 @@ def table(rows: list[instance_norm.Row]) -> str:
         )
     forward = geometric_mean([row.forward_speedup for row in rows])
     training = geometric_mean([row.training_speedup for row in rows])
-    lines.append(f"\nGeometric mean: forward {forward:.1f}x, training {training:.1f}x.\n")
-    return "\n".join(lines)
+    lines.append(f"\nGeometric mean: forward {forward:.1f}x, training {training:.1f}x.")
+    slower = [
+        f"{row.shape} {task} ({speedup:.2f}x)"
+        for row in rows
+        for task, speedup in (("forward", row.forward_speedup), ("training", row.training_speedup))
+        if speedup < 1
+    ]
+    if slower:
+        lines.append(f"Ours is slower: {', '.join(slower)}.")
+    return "\n".join([*lines, ""])
 
 
 def by_input(table: Callable[[list[Any]], str]) -> Callable[[list[Any]], str]:
@@ -206,10 +214,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("docs"), help="the folder to save in")
     parser.add_argument(
         "--only",
-        nargs="+",
+        nargs="*",
         choices=PARTS,
         default=list(PARTS),
-        help="measure these parts again, and keep what was measured of the others",
+        help="measure these parts again, or none, and keep what was measured of the others",
     )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)

@@ -47,7 +47,8 @@ NOTES = f"""\
   otherwise give up float32. ONNX Runtime takes no bfloat16.
 - Each runtime has a thread pool of its own. A pool's threads spin after a call (torch's for some
   milliseconds), and would take a core from the next runtime. So each turn is
-  {PAUSE * 1e3:.0f} ms of sleep, a call that is not timed, and calls for as long as the sleep.
+  {PAUSE * 1e3:.0f} ms of sleep, a call that is not timed, and calls for as long as the sleep. That
+  costs time of its own: compare within a row, not with the first section.
 - Weight and bias are random: of ones and zeros a compiler may make nothing.
 - Before it was timed, each result was compared with float64, to within
   {TOLERANCE[torch.float32]:.0e} (bfloat16: {TOLERANCE[torch.bfloat16]:.0e}).
