@@ -92,6 +92,7 @@ def test_a_folder(run, tmp_path, style_file):
     for name in ("a.jpg", "b.png", "c.gif"):
         Image.fromarray(pixels(20, 24)).save(folder / name)
     (folder / "notes.txt").write_text("not a photograph")
+    (folder / "._a.jpg").write_text("what macOS leaves beside a photograph")
     out = tmp_path / "deep" / "out"
     outcome = run(folder, "--style", style_file, "-o", out)
     assert outcome.code == 0

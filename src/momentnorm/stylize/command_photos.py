@@ -49,7 +49,9 @@ def plan(sources: list[str], out: Path, force: bool) -> list[Job]:
             files.append(source)
     several = len(sources) > 1 or files != sources
     if several and not out.is_dir() and (out.exists() or out.suffix.lower() in WRITABLE):
-        raise StylizeError(f"{out}: names a file; several photographs need a folder, name one with -o")
+        raise StylizeError(
+            f"{out}: names a file; several photographs need a folder, name one with -o"
+        )
     if several or out.is_dir():
         jobs = _into_folder(files, out)
     else:
