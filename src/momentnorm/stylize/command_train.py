@@ -162,7 +162,11 @@ def run(arguments: argparse.Namespace) -> int:
             "the same command goes on from there"
         )
         return 130
-    save_style(style, out)
+    try:
+        save_style(style, out)
+    except StylizeError as error:
+        kept = f"the training is kept, go on with --checkpoint {checkpoint}"
+        raise StylizeError(f"{error}; {kept}") from error
     checkpoint.unlink(missing_ok=True)
     print(out, file=sys.stdout)
     return 0
