@@ -103,7 +103,7 @@ def test_each_study_from_the_command_line(name, tiny, tmp_path, capsys):
     assert (tmp_path / "studies" / f"{name}.svg").read_text().rstrip().endswith("</svg>")
     text = (tmp_path / "studies.md").read_text()
     assert "The **quick** setting, with seeds 0, 1." in text
-    for claim in study.claims(page.read_results(tmp_path / "studies", name)[1]):
+    for claim in study.claims(page.read_results(tmp_path / "studies", study)[1]):
         assert claim.text in text
 
 
@@ -180,7 +180,9 @@ def test_other_settings_are_refused_until_restart(monkeypatch, tmp_path):
     assert len(computed) == len(rows_of(tmp_path / "depth.csv"))
 
 
-@pytest.mark.parametrize("damage", ["no json", "not json", "another json", "another csv"])
+@pytest.mark.parametrize(
+    "damage", ["no json", "not json", "another json", "another csv", "half a row"]
+)
 def test_files_that_are_not_a_studys(damage, monkeypatch, tmp_path):
     study, _ = counted(monkeypatch, STUDIES["depth"])
     run(study, tmp_path, seeds=[0])
@@ -188,6 +190,8 @@ def test_files_that_are_not_a_studys(damage, monkeypatch, tmp_path):
         (tmp_path / "depth.json").unlink()
     elif damage == "another csv":
         (tmp_path / "depth.csv").write_text("a,b\n1,2\n")
+    elif damage == "half a row":
+        (tmp_path / "depth.csv").write_text((tmp_path / "depth.csv").read_text()[:-20])
     else:
         (tmp_path / "depth.json").write_text("{" if damage == "not json" else "{}")
     with pytest.raises(StudyError, match="--restart"):

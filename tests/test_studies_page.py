@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
 
-from momentnorm.studies import STUDIES, Results
+from momentnorm.cli import main
+from momentnorm.studies import STUDIES, Results, StudyError
 from momentnorm.studies.page import page, write_page
 from momentnorm.studies.results import MissingError, Sample, agree, is_above, read_value
 from momentnorm.studies.switchable import KINDS, share
@@ -170,7 +172,7 @@ def test_a_seed_that_is_unfinished_is_left_out(tmp_path):
     text = page(tmp_path)
     assert "with seeds 0, 1." in text
     assert "--seeds 2" in text
-    assert "With momentnorm's layers 20 trainings took 40 s." in text
+    assert "With momentnorm's layers 20 trainings took 40 s of one core." in text
     assert text.count("**reproduces**") == 6
     # With one finished seed, or none, nothing is judged.
     for count in (11, 3):
@@ -193,7 +195,7 @@ def test_the_page_says_how_and_what(tmp_path):
     assert "--quick" not in text
     assert "width 3, nested (steps 1 2)" in text
     assert "a machine, threads: 7; torch 9.9" in text
-    assert "With momentnorm's layers 30 trainings took 60 s." in text
+    assert "With momentnorm's layers 30 trainings took 60 s of one core." in text
     assert "| [Batch size](#batch-size) | full | 6 | 0 | 0 |" in text
     assert "| BN | 0.606 ± 0.006 | 0.909 ± 0.009 |" in text
     assert text.count("**reproduces**") == 6
@@ -213,6 +215,93 @@ def test_the_page_compares_the_layers(tmp_path):
     assert "in 7 of the 8 cells" in text
     assert "took 72 s with torch's layers and 48 s with momentnorm's" in text
     assert text.count("**reproduces**") == 6  # judged by our rows alone
+
+
+def test_the_page_names_the_command_that_made_it(tmp_path):
+    ours = batch_size_rows(AS_CLAIMED)
+    theirs = [{**row, "layers": "torch"} for row in ours if row["norm"] != "switchable"]
+    for rows, option in (
+        (ours, ""),
+        (theirs, " --layers torch"),
+        (ours + theirs, " --layers both"),
+    ):
+        plant(tmp_path, "batch-size", rows)
+        assert f"    momentnorm study batch-size --quick{option} -o OUT\n" in page(tmp_path)
+
+
+def test_a_training_that_diverged_has_no_spread(tmp_path):
+    rows = batch_size_rows(AS_CLAIMED)
+    rows[0]["loss"], rows[-1]["accuracy"] = math.inf, math.nan
+    plant(tmp_path, "batch-size", rows)
+    text = write_page(tmp_path).read_text()
+    assert "nan ± nan" in text
+
+
+FIRST, LAST = (
+    "momentnorm,digits,batch,2,0,0.6,1.0,2.0",
+    "momentnorm,digits,switchable,32,2,0.918,1.02",
+)
+#: What may become of a CSV, here by replacing a part of it, and what is said of it.
+DAMAGES = {
+    "cut in a row": (LAST + ",2.0\n", LAST[:28], "row 30 has 3 fields of 8"),
+    "cut at a comma": (LAST + ",2.0\n", LAST + ",", "row 30: seconds cannot be ''"),
+    "a field too many": (LAST, LAST + ",1", "row 30 has 9 fields of 8"),
+    "a row twice": (FIRST, FIRST + "\n" + FIRST, "row 2 is there twice"),
+    "no seconds": (
+        "loss,seconds",
+        "loss,second",
+        "no rows of layers, data, norm, batch, seed, fig",
+    ),
+    "another study's": ("norm,batch,", "norm,depth,", "no rows of layers"),
+    "text for a figure": (FIRST, FIRST.replace("0.6", "good"), "row 1: accuracy cannot be 'good'"),
+    "no figure": (FIRST, FIRST.replace("0.6", ""), "other figures than another seed's"),
+    "text for a seed": (FIRST, FIRST.replace(",0,", ",x,"), "seed cannot be 'x'"),
+    "half a seed": (FIRST, FIRST.replace(",0,", ",0.5,"), "seed cannot be 0.5"),
+    "text for a batch": (FIRST, FIRST.replace(",2,", ",two,"), "batch cannot be 'two'"),
+    "a number for a norm": (FIRST, FIRST.replace("batch", "3"), "norm cannot be 3"),
+    "an unknown norm": (FIRST, FIRST.replace("batch", "bach"), "norm cannot be 'bach'"),
+    "unknown layers": (FIRST, FIRST.replace("momentnorm", "nobody"), "layers cannot be 'nobody'"),
+    "no text": (FIRST, "\udcff", "can't decode"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_csv_is_refused(damage, tmp_path):
+    plant(tmp_path, "batch-size", batch_size_rows(AS_CLAIMED))
+    path = tmp_path / "studies" / "batch-size.csv"
+    before, after, says = DAMAGES[damage]
+    text = path.read_text()
+    assert text.count(before) == 1
+    path.write_text(text.replace(before, after), errors="surrogateescape")
+    with pytest.raises(StudyError, match=f"not a study's results .*{says}.*--restart"):
+        page(tmp_path)
+
+
+def test_other_things_in_place_of_a_csv(tmp_path, capsys):
+    plant(tmp_path, "batch-size", batch_size_rows(AS_CLAIMED))
+    path = tmp_path / "studies" / "batch-size.csv"
+    heading = path.read_text().splitlines()[0]
+    for text in ("", "\n", heading):
+        path.write_text(text)
+        with pytest.raises(StudyError, match="no rows"):
+            page(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert main(["study", "--page", "-o", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "directory" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("settings", 3), ("versions", ["torch"]), ("setting", None), ("machine", 1)]
+)
+def test_a_damaged_json_is_refused(name, value, tmp_path):
+    plant(tmp_path, "batch-size", batch_size_rows(AS_CLAIMED))
+    path = tmp_path / "studies" / "batch-size.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+    with pytest.raises(StudyError, match=r"not a study's settings.*--restart"):
+        page(tmp_path)
 
 
 def test_figures_are_drawn_from_the_csv_and_the_same_each_time(tmp_path):

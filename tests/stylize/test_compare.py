@@ -11,9 +11,9 @@ from stylize_samples import pixels, small_network
 
 from momentnorm.stylize.command_compare import (
     change_contrast,
+    hold_out,
     measure_contrast,
     smoothed,
-    split,
 )
 from momentnorm.stylize.features import RandomFeatures
 
@@ -75,13 +75,35 @@ def test_contrast_is_about_mid_grey():
     assert change_contrast(image, 0.5).tolist() == [0.25, 0.5, 0.75]
 
 
-def test_photographs_to_judge_by_are_not_trained_on():
-    for count in (2, 3, 8, 13):
-        training, tests = split([str(n) for n in range(count)])
-        assert training
-        assert 1 <= len(tests) <= 3
-        assert not set(training) & set(tests)
-    assert split(["a"]) == (["a"], ["a"])
+def test_photographs_to_judge_by_are_not_trained_on(tmp_path):
+    files = [str(tmp_path / f"{n}.png") for n in range(8)]
+    for n, file in enumerate(files):
+        Image.new("RGB", (30, 20), (20 * n, 0, 0)).save(file)
+    for count, held_out in ((1, 1), (2, 1), (3, 1), (5, 2), (8, 3)):
+        training, tests = hold_out(files[:count], 15)
+        assert [round(photo[0].max().item() * 255 / 20) for photo in tests] == list(range(held_out))
+        assert all(photo.shape == (3, 10, 15) for photo in tests)
+        assert training == (files[held_out:count] or files[:1])
+
+
+def test_others_take_the_place_of_a_photograph_that_is_damaged(run, tmp_path):
+    folder = tmp_path / "content"
+    folder.mkdir()
+    for index in range(4):
+        Image.fromarray(pixels(40, 40, seed=index)).save(folder / f"{index}.png")
+    (folder / "0.png").write_bytes(b"damaged")
+    (folder / "3.png").write_bytes(b"damaged")
+    training, tests = hold_out([str(file) for file in sorted(folder.iterdir())], 256)
+    assert len(tests) == 2
+    assert training == [str(folder / "3.png")]
+    Image.fromarray(pixels(40, 40, seed=4)).save(folder / "4.png")
+    outcome = run(
+        *("compare", "-o", tmp_path / "found", "--content", folder, "--quick", "--steps", 4),
+        *("--width", 4, "--blocks", 1, "--batch", 2, "--size", 32),
+    )
+    assert outcome.code == 0
+    lines = outcome.err.splitlines()
+    assert [("0.png" in line, "3.png" in line) for line in lines] == [(True, False), (False, True)]
 
 
 def test_smoothing_does_not_start_at_zero():
@@ -92,3 +114,10 @@ def test_wrong_folder(fails, tmp_path):
     (tmp_path / "file").touch()
     fails("compare", "-o", tmp_path / "file", says="choose another place")
     fails("compare", says="-o")
+
+
+def test_wrong_input_makes_no_folder(fails, tmp_path):
+    out = tmp_path / "found"
+    fails("compare", "-o", out, "--content", tmp_path / "no", says="no such folder")
+    fails("compare", "-o", out, "--norm", "group", says="--norm")  # it is about two of them
+    assert not out.exists()

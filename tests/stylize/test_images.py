@@ -61,7 +61,7 @@ def test_sixteen_bits_of_grey(tmp_path, suffix):
 
 def test_floats_have_no_range(tmp_path):
     path = saved(tmp_path / "a.tif", Image.fromarray(RGB[..., 0].astype(np.float32)))
-    with pytest.raises(StylizeError, match="convert it to 8 or 16 bits"):
+    with pytest.raises(StylizeError, match=r"a\.tif: .* convert it to 8 or 16 bits"):
         read_photo(path)
 
 

@@ -62,7 +62,7 @@ def test_transparency_stays_and_what_it_hides_does_not_matter(run, tmp_path, sty
     for hidden in (0, 255):
         rgba[:, 20:, :3] = hidden
         Image.fromarray(rgba).save(tmp_path / "in.png")
-        run(tmp_path / "in.png", "--style", style_file, "-o", tmp_path / "out.png")
+        run(tmp_path / "in.png", "--style", style_file, "-o", tmp_path / "out.png", "--force")
         photo = read_photo(tmp_path / "out.png")
         assert torch.equal(photo.alpha[0] == 1, torch.from_numpy(rgba[..., 3] == 255))
         pictures.append(photo.rgb)
@@ -74,7 +74,7 @@ def test_keep_color_of_a_grey_photograph_is_grey(run, tmp_path, style_file):
     out = tmp_path / "out.png"
     run(tmp_path / "in.png", "--style", style_file, "-o", out)
     assert np.ptp(read_photo(out).rgb.numpy(), axis=0).max() > 0.02
-    run(tmp_path / "in.png", "--style", style_file, "-o", out, "--keep-color")
+    run(tmp_path / "in.png", "--style", style_file, "-o", out, "--keep-color", "--force")
     assert np.ptp(read_photo(out).rgb.numpy(), axis=0).max() == 0
 
 
@@ -92,6 +92,7 @@ def test_a_folder(run, tmp_path, style_file):
     for name in ("a.jpg", "b.png", "c.gif"):
         Image.fromarray(pixels(20, 24)).save(folder / name)
     (folder / "notes.txt").write_text("not a photograph")
+    (folder / "._a.jpg").write_text("what macOS leaves beside a photograph")
     out = tmp_path / "deep" / "out"
     outcome = run(folder, "--style", style_file, "-o", out)
     assert outcome.code == 0
@@ -135,6 +136,24 @@ def test_many_files_go_on(run, tmp_path, style_file, photo_file):
     assert str(missing) in lines[2]
 
 
+def test_what_is_there_is_not_replaced(run, fails, tmp_path, style_file, photo_file):
+    precious = tmp_path / "out" / "photo.png"  # no photograph of this command's
+    precious.parent.mkdir()
+    precious.write_bytes(b"precious")
+    second = tmp_path / "second.png"
+    Image.fromarray(pixels(8, 8)).save(second)
+    for sources, out in (
+        ([photo_file], precious),
+        ([photo_file], precious.parent),
+        ([second, photo_file], precious.parent),
+    ):
+        fails(*sources, "--style", style_file, "-o", out, says=(str(precious), "add --force"))
+    assert precious.read_bytes() == b"precious"
+    assert list(precious.parent.iterdir()) == [precious], "refused before anything is done"
+    assert run(second, photo_file, "--style", style_file, "-o", out, "--force").code == 0
+    assert read_photo(precious).rgb.shape == (3, 40, 52)
+
+
 def test_photographs_are_not_replaced(run, fails, tmp_path, style_file, photo_file):
     before = photo_file.read_bytes()
     link = tmp_path / "link.png"
@@ -174,6 +193,13 @@ def test_wrong_input_is_one_line(fails, tmp_path, style_file, photo_file):
     fails(*usual[:3], says="-o OUT is needed")
     fails(*usual[1:], says="PHOTO is needed")
     fails(photo_file, "-o", out, says="--style is needed")
+    assert not out.exists()
+
+
+def test_a_pictures_name_is_no_folder(fails, tmp_path, style_file, photo_file):
+    out = tmp_path / "out.jpg"
+    fails(photo_file, photo_file, "--style", style_file, "-o", out, says="need a folder")
+    fails(photo_file.parent, "--style", style_file, "-o", out, says="need a folder")
     assert not out.exists()
 
 

@@ -143,6 +143,12 @@ def test_drawn_pictures(name):
     assert abs(small - large).max() < 25, "the size changes the resolution, not the picture"
 
 
+@pytest.mark.parametrize("name", ARTWORKS)
+@pytest.mark.parametrize("size", [1, 2, 16])
+def test_pictures_of_a_few_pixels(name, size):
+    assert draw(name, size).shape == (size, size, 3)
+
+
 def test_unknown_drawing():
     with pytest.raises(StylizeError, match="mosaic"):
         draw("nothing")

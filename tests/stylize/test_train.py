@@ -15,7 +15,7 @@ from PIL import Image
 from stylize_samples import pixels
 
 from momentnorm.stylize import Network, Settings, StylizeError, load_style, train
-from momentnorm.stylize.content import LONGEST, Crops, content_files
+from momentnorm.stylize.content import LONGEST, Crops, content_files, read_first
 from momentnorm.stylize.network import NORMS
 
 TINY = Settings(width=4, blocks=1, steps=6, batch=2, size=32, style_size=48)
@@ -236,10 +236,89 @@ def test_a_signal_saves_and_the_same_command_goes_on(run, tmp_path, folder, numb
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err.count("\n") == 1
-    assert "the same command goes on" in err
+    first, second = err.splitlines()
+    assert "again to stop at once" in first
+    assert "the same command goes on" in second
     assert not out.exists()
     assert (tmp_path / "my.checkpoint.safetensors").exists()
     assert "of another training" in run(*command, "--steps", 6).err
     assert run(*command, "--steps", 6, "--restart").code == 0
     assert not (tmp_path / "my.checkpoint.safetensors").exists()
+
+
+def test_a_style_that_cannot_be_written_is_not_lost(run, fails, tmp_path, folder, monkeypatch):
+    out, checkpoint = tmp_path / "my.safetensors", tmp_path / "my.checkpoint.safetensors"
+    command = ("train", "--style", "mosaic", "--content", folder, "-o", out, *OPTIONS)
+    assert run(*command).code == 0
+    expected = out.read_bytes()
+    out.unlink()
+
+    def full(style, path):
+        raise StylizeError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("momentnorm.stylize.command_train.save_style", full)
+        fails(*command, says=("the disk is full", f"--checkpoint {checkpoint}"))
+    assert not out.exists()
+
+    def no_step(*arguments):
+        raise AssertionError("every step was done")
+
+    monkeypatch.setattr("momentnorm.stylize.trainer._step", no_step)
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    assert run(*command, "-o", elsewhere, "--checkpoint", checkpoint).code == 0
+    assert elsewhere.read_bytes() == expected
+    assert not checkpoint.exists()
+
+
+def test_where_nothing_can_be_written_is_said_before(fails, tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("momentnorm.stylize.command_train.train", None)  # it is not called
+    (tmp_path / "my.safetensors").mkdir()
+    picture = tmp_path / "picture.png"
+    Image.fromarray(pixels(60, 60)).save(picture)
+    before = picture.read_bytes()
+    usual = ("train", "--style", picture, "--content", folder)
+    fails(*usual, "-o", tmp_path / "my.safetensors", says="is a folder; name a file")
+    usual = (*usual, "-o", tmp_path / "other.safetensors")
+    for restart in ((), ("--restart",)):
+        fails(*usual, "--checkpoint", folder, *restart, says="is a folder; name a file")
+        fails(*usual, "--checkpoint", picture / "x.st", *restart, says="create it first")
+        for same in (tmp_path / "other.safetensors", folder / ".." / "other.safetensors"):
+            fails(*usual, "--checkpoint", same, *restart, says="name another --checkpoint")
+    fails(*usual, "--checkpoint", picture, "--restart", says="not a checkpoint file")
+    assert picture.read_bytes() == before
+
+
+def test_restart_removes_no_style(fails, tmp_path, folder, style_file):
+    before = style_file.read_bytes()
+    fails(
+        *("train", "--style", "mosaic", "--content", folder, "-o", tmp_path / "my.safetensors"),
+        *("--checkpoint", style_file, "--restart", *OPTIONS),
+        says=("not a checkpoint file", "name another one with --checkpoint"),
+    )
+    assert style_file.read_bytes() == before
+
+
+@pytest.mark.parametrize("preview", [(), ("--preview-every", 3)])
+def test_the_first_photograph_is_unreadable(run, tmp_path, folder, preview):
+    (folder / "0.png").write_bytes(b"damaged")
+    out = tmp_path / "my.safetensors"
+    command = ("train", "--style", "mosaic", "--content", folder, "-o", out, *OPTIONS)
+    outcome = run(*command, *preview)
+    assert outcome.code == 0
+    assert outcome.err.count("\n") == 1
+    assert "left out: " + str(folder / "0.png") in outcome.err
+    assert len(list(tmp_path.glob("my-preview-*.png"))) == (2 if preview else 0)
+
+
+def test_no_photograph_is_readable(folder):
+    for file in folder.iterdir():
+        file.write_bytes(b"damaged")
+    with pytest.raises(StylizeError, match="none of the content photographs"):
+        read_first(content_files(folder), 1, 32)
+
+
+def test_without_scikit_image(fails, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    usual = ("train", "--style", "mosaic", "-o", tmp_path / "my.safetensors", *OPTIONS)
+    fails(*usual, says="pip install scikit-image")

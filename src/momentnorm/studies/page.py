@@ -40,7 +40,7 @@ def write_page(out: Path) -> Path:
     """
     text = page(out)
     for study in found_in(out):
-        _, results = read_results(out / FOLDER, study.name)
+        _, results = read_results(out / FOLDER, study)
         study.draw(_judged(results), out / FOLDER)
     with whole_file(out / PAGE) as file:
         file.write(text.encode())
@@ -66,7 +66,7 @@ def _summary(studies: list[AnyStudy], folder: Path) -> str:
     """How many claims of each study came out how."""
     rows = []
     for study in studies:
-        known, results = read_results(folder, study.name)
+        known, results = read_results(folder, study)
         judged = _judged(results)
         words = collections.Counter(c.verdict(judged)[0] for c in study.claims(judged))
         counts = [str(words[verdict]) for verdict in VERDICTS]
@@ -80,7 +80,7 @@ def _anchor(title: str) -> str:
 
 def section(study: AnyStudy, folder: Path) -> str:
     """One study's part of the page."""
-    known, results = read_results(folder, study.name)
+    known, results = read_results(folder, study)
     judged = _judged(results)
     parts = [f"## {study.title}\n", study.text + "\n", _conditions(study, known, results)]
     claims = [[c.text, *c.verdict(judged), c.criterion] for c in study.claims(judged)]
@@ -108,7 +108,9 @@ def _conditions(study: AnyStudy, known: dict[str, Any], results: Results) -> str
     settings, versions = known["settings"], known["versions"]
     seeds = sorted(_judged(results).distinct("seed"), key=float)
     option = " --quick" if known["setting"] == "quick" else ""
-    option += f" --layers {BOTH}" if len(results.distinct("layers")) > 1 else ""
+    kinds = results.distinct("layers")
+    layers = kinds[0] if len(kinds) == 1 else BOTH
+    option += f" --layers {layers}" if layers != "momentnorm" else ""
     option += f" --seeds {len(seeds)}" if len(seeds) != SEEDS else ""
     lines = [
         f"    momentnorm study {study.name}{option} -o OUT\n",
@@ -117,7 +119,7 @@ def _conditions(study: AnyStudy, known: dict[str, Any], results: Results) -> str
         f"{known['machine']}, threads: {known['threads']}; "
         f"{', '.join(f'{name} {version}' for name, version in versions.items())}.",
     ]
-    for kind in results.distinct("layers"):
+    for kind in kinds:
         rows = results.where(layers=kind).whole().rows
         seconds = sum(float(row["seconds"]) for row in rows)
         lines.append(

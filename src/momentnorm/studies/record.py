@@ -15,7 +15,8 @@ from typing import Any
 from momentnorm.stylize.images import whole_file
 
 from .errors import StudyError
-from .results import Results, Row, read_value
+from .results import Results, Row, Value, read_value
+from .study import AnyStudy
 
 #: Of each cell: small networks gain nothing by more, and the last digits would depend on how many.
 THREADS = 1
@@ -63,7 +64,7 @@ class Record:
 
     Args:
         folder: made if needed.
-        name: the study's.
+        study: whose they are.
         known: from :func:`conditions`.
         plan: the keys of the cells to come, in the order that their rows shall have.
         restart: drop what is there.
@@ -73,9 +74,15 @@ class Record:
     """
 
     def __init__(
-        self, folder: Path, name: str, known: dict[str, Any], plan: Sequence[Row], restart: bool
+        self,
+        folder: Path,
+        study: AnyStudy,
+        known: dict[str, Any],
+        plan: Sequence[Row],
+        restart: bool,
     ) -> None:
         self.plan = list(plan)
+        name = study.name
         self.csv, self.json = folder / f"{name}.csv", folder / f"{name}.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +103,7 @@ class Record:
                     "start over with --restart, or give another folder"
                 )
             if self.csv.exists():
-                self.rows += read_rows(self.csv)
+                self.rows += read_rows(self.csv, study)
         else:
             with whole_file(self.json) as stream:
                 stream.write((json.dumps(known, indent=2) + "\n").encode())
@@ -127,17 +134,60 @@ def _has(row: Row, keys: Row) -> bool:
     return all(row.get(k) == v for k, v in keys.items())
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, study: AnyStudy) -> list[Row]:
     """The rows of a study's CSV.
 
     Raises:
-        StudyError: it is none.
+        StudyError: it is none, or it is damaged.
     """
-    with open(path, encoding="utf-8", newline="") as file:
-        rows = [{k: read_value(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    if not rows or "seed" not in rows[0] or "layers" not in rows[0]:
-        raise StudyError(f"{path}: not a study's results; start over with --restart")
-    return rows
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+        return _rows(lines, study)
+    except (OSError, ValueError, csv.Error) as error:
+        raise StudyError(
+            f"{path}: not a study's results ({str(error)[:100]}); start over with --restart"
+        ) from error
+
+
+def _rows(lines: list[list[str]], study: AnyStudy) -> list[Row]:
+    """Rows of layers, the cell's keys, the seed, figures (empty where it has none) and seconds.
+
+    Raises:
+        ValueError: they are not that.
+    """
+    cells = study.cells(study.full, study.kinds[0])
+    keys: dict[str, set[Value]] = {name: {cell[name] for cell in cells} for name in cells[0]}
+    keys = {"layers": set(study.kinds), **keys, "seed": {0}}
+    heading, *rest = lines or [[]]
+    if heading[: len(keys)] != list(keys) or heading[-1] != "seconds" or not rest:
+        raise ValueError(f"no rows of {', '.join(keys)}, figures, seconds")
+    rows: dict[tuple[Value, ...], Row] = {}
+    figures: dict[tuple[Value, ...], set[str]] = {}
+    for number, line in enumerate(rest, start=1):
+        if len(line) != len(heading):
+            raise ValueError(f"row {number} has {len(line)} fields of {len(heading)}")
+        row = dict(zip(heading, map(read_value, line), strict=True))
+        for name, value in row.items():
+            if not _fits(value, name, keys):
+                raise ValueError(f"row {number}: {name} cannot be {value!r}")
+        *cell, seed = (row[name] for name in keys)
+        if rows.setdefault((*cell, seed), row) is not row:
+            raise ValueError(f"row {number} is there twice")
+        found = {name for name, value in row.items() if value != ""}
+        if figures.setdefault(tuple(cell), found) != found:
+            raise ValueError(f"row {number} has other figures than another seed's")
+    return list(rows.values())
+
+
+def _fits(value: Value, name: str, keys: dict[str, set[Value]]) -> bool:
+    """Whether a column can have this value, given what is known of the keys."""
+    if name not in keys:
+        return isinstance(value, int | float) or (value == "" and name != "seconds")
+    if isinstance(value, str):
+        return value in keys[name]
+    # Numbers, such as depths, may be those of another setting.
+    return isinstance(value, int) and all(isinstance(known, int) for known in keys[name])
 
 
 def read_conditions(path: Path) -> dict[str, Any]:
@@ -153,15 +203,18 @@ def read_conditions(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read, so it is not known how the results beside it were made; "
             "start over with --restart"
         ) from error
-    needed = {"setting", "settings", "versions", "threads", "machine"}
-    if not isinstance(known, dict) or not needed <= set(known):
+    needed = {"setting": str, "settings": dict, "versions": dict, "threads": int, "machine": str}
+    if not isinstance(known, dict) or not all(
+        isinstance(known.get(name), kind) for name, kind in needed.items()
+    ):
         raise StudyError(f"{path}: not a study's settings; start over with --restart")
     return known
 
 
-def read_results(folder: Path, name: str) -> tuple[dict[str, Any], Results]:
+def read_results(folder: Path, study: AnyStudy) -> tuple[dict[str, Any], Results]:
     """How a study was made, and what came out."""
-    return read_conditions(folder / f"{name}.json"), Results(read_rows(folder / f"{name}.csv"))
+    known = read_conditions(folder / f"{study.name}.json")
+    return known, Results(read_rows(folder / f"{study.name}.csv", study))
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,8 +43,9 @@ class Sample:
 
     @property
     def spread(self) -> float:
-        """The standard deviation over the seeds, of n - 1."""
-        return statistics.stdev(self.values)
+        """The standard deviation over the seeds, of n - 1; of a training that diverged, nan."""
+        finite = all(map(math.isfinite, self.values))
+        return statistics.stdev(self.values) if finite else math.nan
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.spread:.3f}"

@@ -87,7 +87,7 @@ def run(
         if cell in study.cells(settings, kind)
     ]
     plan = [keys for keys, _ in work]
-    record = Record(folder, study.name, conditions(setting, settings), plan, restart)
+    record = Record(folder, study, conditions(setting, settings), plan, restart)
     missing = {i: compute for i, (keys, compute) in enumerate(work) if not record.finished(keys)}
     done = 0
     for i, keys in enumerate(plan):

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from momentnorm.stylize.artworks import draw as draw_artwork
-from momentnorm.stylize.command_compare import change_contrast, measure_changes, split
+from momentnorm.stylize.command_compare import change_contrast, hold_out, measure_changes
 from momentnorm.stylize.content import Crops, content_files, generator_of
 from momentnorm.stylize.features import RandomFeatures
-from momentnorm.stylize.images import read_photo, to_tensor
+from momentnorm.stylize.images import to_tensor
 from momentnorm.stylize.network import Architecture, Network
 from momentnorm.stylize.objective import StyleTarget, scaled
 from momentnorm.stylize.sheet import save_sheet
@@ -91,12 +91,11 @@ class Scene:
 @functools.lru_cache(maxsize=1)
 def scene(settings: Settings, seed: int) -> Scene:
     """One loss network for all norms, so that their losses can be compared."""
-    training_files, test_files = split(content_files(None))
+    training_files, photographs = hold_out(content_files(None), settings.test_size)
     crops = Crops(training_files, settings.size, seed).batch(0, CALIBRATION_BATCH)
     features = RandomFeatures(crops)
     picture = to_tensor(draw_artwork(settings.style))
     target = StyleTarget(features, scaled(picture, settings.style_size))
-    photographs = [scaled(read_photo(file).rgb, settings.test_size) for file in test_files]
     return Scene(picture, training_files, photographs, features, target)
 
 

@@ -102,7 +102,8 @@ def swirl(size: int) -> Array:
             row = np.mod(np.rint(py).astype(int), size)
             total += noise[row, column]
             px, py = px + direction * u[row, column], py + direction * v[row, column]
-    strokes = (total - total.mean()) / total.std()
+    # Up to 16 pixels a stroke has no length, and there are none.
+    strokes = (total - total.mean()) / max(total.std(), 1e-12)
     halo = np.zeros_like(x)
     for a, b in whirls[::2]:
         halo += np.exp(-((x - a) ** 2 + (y - b) ** 2) / 0.006)

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from .apply import stylize
 from .command_train import add_settings, read_settings, read_style_picture
-from .content import Crops, content_files
+from .content import Crops, content_files, read_first
 from .features import RandomFeatures
-from .images import make_folder, read_photo, whole_file
+from .images import make_folder, whole_file
 from .losses import style_loss, style_statistics
 from .objective import scaled
 from .sheet import save_sheet
-from .terminal import add_device, find_device, progress
+from .terminal import add_device, find_device, progress, say
 from .trainer import CALIBRATION_BATCH, Losses, Settings, train
 
 if TYPE_CHECKING:
@@ -52,10 +52,15 @@ def change_contrast(image: Tensor, factor: float) -> Tensor:
     return 0.5 + factor * (image - 0.5)
 
 
-def split(files: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Photographs to train on, and up to three others to judge by."""
-    held_out = min(3, len(files) // 2)
-    return list(files[held_out:]), list(files[:held_out]) or list(files)
+def hold_out(
+    files: Sequence[str], size: int, note: Callable[[str], None] = lambda text: None
+) -> tuple[list[str], list[Tensor]]:
+    """Files to train on, and up to three other photographs to judge by, as :func:`read_first`.
+
+    One photograph alone is for both.
+    """
+    photographs, others = read_first(files, max(1, min(3, len(files) // 2)), size, note)
+    return others or list(files), photographs
 
 
 def measure_changes(
@@ -100,13 +105,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", default="mosaic", metavar="IMAGE", help="default: mosaic")
     parser.add_argument("--content", metavar="FOLDER", help="as in train")
     parser.add_argument("--quick", action="store_true", help=f"a small one: {QUICK}")
-    add_settings(parser, DEFAULTS)
+    add_settings(parser, DEFAULTS, without=("norm",))
     add_device(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
-    make_folder(out)
     settings = read_settings(arguments)
     if arguments.quick:
         smaller: dict[str, Any] = {
@@ -117,14 +121,16 @@ def run(arguments: argparse.Namespace) -> int:
         settings = dataclasses.replace(settings, **smaller)
     device = find_device(arguments.device)
     picture, _ = read_style_picture(arguments.style)
-    training_files, test_files = split(content_files(arguments.content))
-    tests = [scaled(read_photo(file).rgb, TEST_SIZE).to(device) for file in test_files]
+    note = functools.cache(say)  # each photograph that is left out is named once
+    training_files, photographs = hold_out(content_files(arguments.content), TEST_SIZE, note)
+    tests = [photograph.to(device) for photograph in photographs]
     # One loss network for all, so that their losses can be compared.
     features = RandomFeatures(
-        Crops(training_files, settings.size, settings.seed).batch(0, CALIBRATION_BATCH),
+        Crops(training_files, settings.size, settings.seed, note).batch(0, CALIBRATION_BATCH),
         settings.feature_seed,
     ).to(device)
     style_image = scaled(picture.to(device), settings.style_size)
+    make_folder(out)
 
     history: list[dict[str, Any]] = []
     findings: list[Finding] = []
@@ -133,7 +139,9 @@ def run(arguments: argparse.Namespace) -> int:
         for norm in NORMS:
             trained = dataclasses.replace(settings, norm=norm)
             task = bar.add_task(NAMES[norm], total=settings.steps, losses="")
-            network, steps = _train(picture, training_files, trained, features, device, bar, task)
+            network, steps = _train(
+                picture, training_files, trained, features, device, note, bar, task
+            )
             history += steps
             losses, pictures[norm] = measure_contrast(network, features, style_image, tests)
             findings += [Finding(norm, c, x) for c, x in zip(CONTRASTS, losses, strict=True)]
@@ -157,6 +165,7 @@ def _train(
     settings: Settings,
     features: RandomFeatures,
     device: torch.device,
+    note: Callable[[str], None],
     bar: Progress,
     task: TaskID,
 ) -> tuple[Network, list[dict[str, Any]]]:
@@ -167,7 +176,9 @@ def _train(
         history.append({"norm": settings.norm, "step": step, **losses})
         bar.update(task, completed=step, losses=f"style {losses['style']:.3f}")
 
-    style = train(picture, files, settings, features=features, on_step=on_step, device=device)
+    style = train(
+        picture, files, settings, features=features, on_step=on_step, note=note, device=device
+    )
     assert style is not None  # nobody stops it
     return style.network, history
 

@@ -15,7 +15,6 @@ from .images import (
     check_folder_of,
     check_output,
     make_folder,
-    photo_path,
     photos_in,
     read_photo,
     write_photo,
@@ -36,7 +35,8 @@ def plan(sources: list[str], out: Path, force: bool) -> list[Job]:
     """Which file each photograph becomes. OUT is a folder where there can be several.
 
     Raises:
-        StylizeError: an unknown suffix, an empty folder, or a photograph that would be replaced.
+        StylizeError: an unknown suffix, an empty folder, several photographs into one file, or a
+            file that would be replaced.
     """
     files: list[str] = []
     for source in sources:
@@ -48,8 +48,10 @@ def plan(sources: list[str], out: Path, force: bool) -> list[Job]:
         else:
             files.append(source)
     several = len(sources) > 1 or files != sources
-    if several and out.exists() and not out.is_dir():
-        raise StylizeError(f"{out}: is a file; several photographs need a folder, name one with -o")
+    if several and not out.is_dir() and (out.exists() or out.suffix.lower() in WRITABLE):
+        raise StylizeError(
+            f"{out}: names a file; several photographs need a folder, name one with -o"
+        )
     if several or out.is_dir():
         jobs = _into_folder(files, out)
     else:
@@ -79,11 +81,10 @@ def _into_folder(files: list[str], folder: Path) -> list[Job]:
 
 
 def _refuse_to_replace(jobs: list[Job]) -> None:
-    inputs = {photo_path(job.source).resolve() for job in jobs}
     for job in jobs:
-        if job.target.resolve() in inputs:
+        if job.target.exists():
             raise StylizeError(
-                f"{job.target}: would replace a photograph; choose another -o, or add --force"
+                f"{job.target}: is there already; choose another -o, or add --force to replace it"
             )
 
 

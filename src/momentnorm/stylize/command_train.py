@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING
 
 from .apply import stylize
 from .artworks import ARTWORKS, draw
-from .content import content_files
+from .content import content_files, read_first
 from .errors import StylizeError
 from .features import load_vgg
 from .images import Photo, check_folder_of, read_photo, to_tensor, write_photo
 from .network import NORMS, Network
-from .objective import scaled
 from .styles import save_style
 from .terminal import add_device, find_device, positive, progress, say, stop_requested
-from .trainer import Losses, Settings, train
+from .trainer import Losses, Settings, remove_checkpoint, train
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Collection
 
     from torch import Tensor
 
@@ -44,9 +44,13 @@ _HELP = {
 }
 
 
-def add_settings(parser: argparse.ArgumentParser, defaults: Settings) -> None:
-    """An option for every field of :class:`Settings`."""
+def add_settings(
+    parser: argparse.ArgumentParser, defaults: Settings, without: Collection[str] = ()
+) -> None:
+    """An option for every field of :class:`Settings` but those."""
     for field in dataclasses.fields(Settings):
+        if field.name in without:
+            continue
         value = getattr(defaults, field.name)
         parser.add_argument(
             f"--{field.name.replace('_', '-')}",
@@ -109,16 +113,21 @@ def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
     if out.suffix != ".safetensors":
         raise StylizeError(f"{out}: a style file's name ends in .safetensors")
-    check_folder_of(out)
+    checkpoint = Path(arguments.checkpoint or out.with_suffix(".checkpoint.safetensors"))
+    for file in (out, checkpoint):
+        check_folder_of(file)
+        if file.is_dir():
+            raise StylizeError(f"{file}: is a folder; name a file")
+    if checkpoint.resolve() == out.resolve():
+        raise StylizeError(f"{checkpoint}: is the style file too; name another --checkpoint")
     settings = read_settings(arguments)
     device = find_device(arguments.device)
     picture, title = read_style_picture(arguments.style)
     content = content_files(arguments.content)
     features = load_vgg(arguments.vgg) if arguments.vgg else None
-    checkpoint = Path(arguments.checkpoint or out.with_suffix(".checkpoint.safetensors"))
+    example = read_first(content, 1, PREVIEW_SIZE)[0][0] if arguments.preview_every else None
     if arguments.restart:
-        checkpoint.unlink(missing_ok=True)
-    example = scaled(read_photo(content[0]).rgb, PREVIEW_SIZE)
+        remove_checkpoint(checkpoint)
 
     last = 0
     with progress("losses") as bar, stop_requested() as should_stop:
@@ -128,7 +137,7 @@ def run(arguments: argparse.Namespace) -> int:
             nonlocal last
             last = step
             bar.update(task, completed=step, losses=_losses_text(losses))
-            if arguments.preview_every and step % arguments.preview_every == 0:
+            if example is not None and step % arguments.preview_every == 0:
                 network.eval()
                 preview = stylize(example.to(device), network).cpu()
                 network.train()
@@ -153,7 +162,11 @@ def run(arguments: argparse.Namespace) -> int:
             "the same command goes on from there"
         )
         return 130
-    save_style(style, out)
+    try:
+        save_style(style, out)
+    except StylizeError as error:
+        kept = f"the training is kept, go on with --checkpoint {checkpoint}"
+        raise StylizeError(f"{error}; {kept}") from error
     checkpoint.unlink(missing_ok=True)
     print(out, file=sys.stdout)
     return 0

@@ -90,7 +90,7 @@ def _photos(argv: Sequence[str]) -> int:
         "--strength", type=float, default=1.0, metavar="S", help="0 (photograph) to 1; default 1"
     )
     parser.add_argument("--keep-color", action="store_true", help="keep the photograph's colours")
-    parser.add_argument("--force", action="store_true", help="allow replacing a photograph")
+    parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument(
         "--list", action="store_true", help="print the styles; with -o, save a sheet of them"
     )

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import StylizeError
-from .images import SKIMAGE_PHOTOS, photos_in, read_photo
+from .images import SKIMAGE_PHOTOS, photo_path, photos_in, read_photo
 from .objective import scaled
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ LONGEST = 640
 #: Crops are up to this many times the training size before they are scaled down to it.
 LARGEST_ZOOM = 3.0
 
+_NONE = "none of the content photographs can be read; give others"
+
 
 def content_files(folder: str | Path | None) -> list[str]:
     """The photographs of a folder; without one, those inside the scikit-image wheel.
@@ -32,7 +34,9 @@ def content_files(folder: str | Path | None) -> list[str]:
         StylizeError: no such folder, none in it, or scikit-image is not installed.
     """
     if folder is None:
-        return [f"skimage:{name}" for name in SKIMAGE_PHOTOS]
+        names = [f"skimage:{name}" for name in SKIMAGE_PHOTOS]
+        photo_path(names[0])  # raises if scikit-image is not installed
+        return names
     folder = Path(folder)
     if not folder.is_dir():
         raise StylizeError(f"{folder}: no such folder; --content takes a folder of photographs")
@@ -40,6 +44,34 @@ def content_files(folder: str | Path | None) -> list[str]:
     if not files:
         raise StylizeError(f"{folder}: no photographs in it; put JPEG, PNG or WebP files there")
     return [str(file) for file in files]
+
+
+def read_first(
+    files: Sequence[str], count: int, size: int, note: Callable[[str], None] = lambda text: None
+) -> tuple[list[Tensor], list[str]]:
+    """Up to ``count`` photographs, (3, H, W) in [0, 1] each, and the files that come after them.
+
+    Args:
+        files: of photographs.
+        count: how many to read.
+        size: the longer side to which larger ones are scaled.
+        note: told of a photograph that cannot be read; the next takes its place.
+
+    Raises:
+        StylizeError: none can be read.
+    """
+    photographs: list[Tensor] = []
+    others = iter(files)
+    for file in others:
+        try:
+            photographs.append(scaled(read_photo(file).rgb, size))
+        except StylizeError as error:
+            note(f"left out: {error}")
+        if len(photographs) == count:
+            return photographs, list(others)
+    if not photographs:
+        raise StylizeError(_NONE)
+    return photographs, []
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
@@ -110,7 +142,7 @@ class Crops:
             except StylizeError as error:
                 self._bad.add(file)
                 self.note(f"left out: {error}")
-        raise StylizeError("none of the content photographs can be read; give others")
+        raise StylizeError(_NONE)
 
     def _read_bytes(self, file: str) -> Tensor:
         # Bytes, since that is a quarter of the memory.

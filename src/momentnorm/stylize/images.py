@@ -80,9 +80,9 @@ def photo_path(name: str) -> Path:
 
 
 def photos_in(folder: Path) -> list[Path]:
-    """The image files directly in a folder, by name."""
+    """The image files directly in a folder, by name; not the hidden ones (macOS's ``._a.jpg``)."""
     files = (file for file in folder.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES)
-    return sorted(file for file in files if file.is_file())
+    return sorted(file for file in files if file.is_file() and not file.name.startswith("."))
 
 
 def read_photo(path: str | Path, size: int | None = None) -> Photo:
@@ -118,8 +118,8 @@ def _explained(path: str | Path) -> Iterator[None]:
     """What Pillow raises, as one line with the fix."""
     try:
         yield
-    except StylizeError:
-        raise
+    except StylizeError as error:
+        raise StylizeError(f"{path}: {error}") from error
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
         raise StylizeError(

@@ -23,6 +23,7 @@ FORMAT = "momentnorm-style"
 VERSION = 1
 FOLDER = Path(__file__).parent / "styles"
 LICENSE = "Apache-2.0; trained by momentnorm"
+MAKE_ONE = "make one with momentnorm stylize train"
 
 
 @dataclass
@@ -81,7 +82,7 @@ def load_style(name_or_path: str | Path) -> Style:
         raise StylizeError(
             f"no style {name!r}: give a style file or one of {', '.join(bundled_styles())}"
         )
-    tensors, metadata = read_safetensors(path, FORMAT, VERSION, "a style")
+    tensors, metadata = read_safetensors(path, FORMAT, VERSION, "a style", MAKE_ONE)
     try:
         architecture = Architecture(
             metadata["norm"], int(metadata["width"]), int(metadata["blocks"])
@@ -147,22 +148,21 @@ def _sorted_metadata(encoded: bytes) -> bytes:
 
 
 def read_safetensors(
-    path: Path, form: str, version: int, what: str
+    path: Path, form: str, version: int, what: str, fix: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file of this format, of this version or an older one."""
+    """Tensors and metadata of a file of this format, of this version or an older one.
+
+    Raises:
+        StylizeError: it is not ``what``, with the ``fix``, or newer.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise StylizeError(
-            f"{path}: not {what} file ({one_line(error)[:100]}); "
-            "make one with momentnorm stylize train"
-        ) from error
+        raise StylizeError(f"{path}: not {what} file ({one_line(error)[:100]}); {fix}") from error
     if metadata.get("format") != form:
-        raise StylizeError(
-            f"{path}: safetensors, but not {what} file; make one with momentnorm stylize train"
-        )
+        raise StylizeError(f"{path}: safetensors, but not {what} file; {fix}")
     try:
         found = int(metadata["version"])
     except (KeyError, ValueError) as error:

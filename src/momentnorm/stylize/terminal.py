@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
 PROGRAM = "momentnorm stylize"
+
+STOPPING = b"momentnorm: stopping when what is under way is finished; again to stop at once\n"
 
 
 def say(text: str) -> None:
@@ -79,7 +82,10 @@ def progress(*more: str) -> Progress:
 
 @contextlib.contextmanager
 def stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C (or ``kill``) into an answer; the second one ends the program."""
+    """Turn the first Ctrl-C (or ``kill``) into an answer; the second one ends the program.
+
+    The first is acknowledged at once on stderr, since what is under way may take long.
+    """
     stopped = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -87,6 +93,9 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
         stopped = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # print may be what was interrupted, and cannot be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(2, b"\n" * os.isatty(2) + STOPPING)  # behind the bar and the ^C
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -24,6 +24,7 @@ from .styles import Style, load_tensors, read_safetensors, write_safetensors
 
 CHECKPOINT_FORMAT = "momentnorm-stylize-checkpoint"
 CHECKPOINT_VERSION = 1
+NAME_ANOTHER = "name another one with --checkpoint"
 
 #: Photographs on which random features are calibrated.
 CALIBRATION_BATCH = 8
@@ -101,9 +102,9 @@ def train(
         settings: see :class:`Settings`.
         features: the loss network; without one, :class:`RandomFeatures` on the photographs.
         checkpoint: file from which a training goes on, and in which it is saved: every
-            ``checkpoint_every`` steps, and when it stops.
+            ``checkpoint_every`` steps, after the last one, and when it stops.
         on_step: called after every step with its number from 1, its losses, and the network.
-        should_stop: asked after every step.
+        should_stop: asked after every step but the last.
         note: told, in a line, of what went other than planned.
         device: where to train.
         picture: what the style picture is, for the style file.
@@ -146,10 +147,9 @@ def train(
             )
         if on_step is not None:
             on_step(step, losses, network)
-        if step == settings.steps:
-            break
-        stopping = should_stop()
-        if checkpoint is not None and (stopping or step % checkpoint_every == 0):
+        last = step == settings.steps
+        stopping = not last and should_stop()
+        if checkpoint is not None and (last or stopping or step % checkpoint_every == 0):
             _save(checkpoint, identity, network, optimizer, step)
         if stopping:
             return None
@@ -233,16 +233,31 @@ def _save(
     write_safetensors({k: v.detach().cpu() for k, v in tensors.items()}, metadata, path)
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint, if there is one.
+
+    Raises:
+        StylizeError: what is there is another file, which stays.
+    """
+    if path.exists():
+        _read_checkpoint(path)
+        path.unlink()
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return read_safetensors(
+        path, CHECKPOINT_FORMAT, CHECKPOINT_VERSION, "a checkpoint", NAME_ANOTHER
+    )
+
+
 def _resume(path: Path, identity: str, network: Network, optimizer: torch.optim.Optimizer) -> int:
     """Load what :func:`_save` wrote; the number of steps done."""
-    tensors, metadata = read_safetensors(
-        path, CHECKPOINT_FORMAT, CHECKPOINT_VERSION, "a checkpoint"
-    )
+    tensors, metadata = _read_checkpoint(path)
     if metadata.get("training") != identity:
         changed = _difference(metadata.get("training", "{}"), identity)
         raise StylizeError(
             f"{path} is the checkpoint of another training ({changed} differs); "
-            "start over with --restart, or name another one with --checkpoint"
+            f"start over with --restart, or {NAME_ANOTHER}"
         )
     found = {
         key.removeprefix("network."): value
