@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
@@ -18,6 +20,9 @@ _dispatch.BACKENDS = (*_dispatch.BACKENDS, stand_in)
 # The same examples each time, however slow the machine.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+# A shell's background jobs ignore Ctrl-C, and so would the processes that tests stop by it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Tensors here are tiny: threads would spend the time waiting for each other.
 torch.set_num_threads(1)
