@@ -124,8 +124,7 @@ def _falls_further(results: Results, data: Value) -> Judgement:
     falls = []
     for norm in ("batch", "group"):
         small, large = _at_ends(results, data, norm)
-        pairs = zip(large.values, small.values, strict=True)
-        falls.append(Sample(tuple(high - low for high, low in pairs)))
+        falls.append(large - small)
     of_batch, of_group = falls
     return Judgement(is_above(of_batch, of_group), f"BN falls by {of_batch}; GN by {of_group}")
 

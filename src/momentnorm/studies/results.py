@@ -33,7 +33,7 @@ def read_value(text: str) -> Value:
 
 @dataclass(frozen=True)
 class Sample:
-    """One figure, measured once with each of two seeds or more."""
+    """One figure, measured once with each of two seeds or more, in their order."""
 
     values: tuple[float, ...]
 
@@ -46,6 +46,10 @@ class Sample:
         """The standard deviation over the seeds, of n - 1; of a training that diverged, nan."""
         finite = all(map(math.isfinite, self.values))
         return statistics.stdev(self.values) if finite else math.nan
+
+    def __sub__(self, other: Sample) -> Sample:
+        """The differences seed by seed."""
+        return Sample(tuple(a - b for a, b in zip(self.values, other.values, strict=True)))
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} ± {self.spread:.3f}"
@@ -94,6 +98,7 @@ class Results:
             MissingError: not measured, or with one seed only, which tells nothing of the spread.
         """
         found = [row for row in self.where(**keys).rows if row.get(metric, "") != ""]
+        found.sort(key=lambda row: float(row["seed"]))
         seeds = {row["seed"] for row in found}
         if len(seeds) != len(found):
             raise ValueError(f"{metric} of {keys} is more than one cell's: name more keys")
