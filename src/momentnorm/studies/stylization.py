@@ -301,9 +301,9 @@ The task for which Instance Normalization was proposed
 ([Ulyanov, Vedaldi and Lempitsky 2016](https://arxiv.org/abs/1607.08022)), because the contrast of
 the photograph should not matter to the picture. The network, losses and photographs are those of
 `momentnorm stylize compare`, with each norm in turn: ten of scikit-image's photographs to learn
-from, three to judge by, the same loss network for all norms of a seed. The photographs held out are also judged at
-other contrasts about mid-grey, and, at half their contrast, darker (x / 2) and brighter
-(x / 2 + 0.5); nothing is clipped. The pictures are of the first seed.""",
+from, three to judge by, the same loss network for all norms of a seed. The photographs held out are
+also judged at other contrasts about mid-grey, and, at half their contrast, darker (x / 2) and
+brighter (x / 2 + 0.5); nothing is clipped. The pictures are of the first seed.""",
     quick=QUICK,
     full=Settings(),
     kinds=tuple(KINDS),
