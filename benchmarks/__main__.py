@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import momentnorm
+from momentnorm._machine import processor
 from momentnorm.backends import cpu
 
 from . import family, instance_norm, networks, peers
@@ -157,16 +158,6 @@ def environment(part: Part) -> str:
         part.versions(),
     ]
     return ", ".join(filter(None, told))
-
-
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def save(part: Part, rows: list[Any], folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -243,11 +244,15 @@ def test_no_process_is_left_behind(number, tmp_path):
     options = {"start_new_session": True, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(argv, **options) as running:
         assert running.stderr.readline().startswith("momentnorm study: 1/63 ")
-        if number == signal.SIGINT:
-            os.killpg(running.pid, number)  # Ctrl-C is for all of them
-        else:
-            running.kill()
-        rest = running.stderr.read()  # ends when the last process has
+        try:
+            if number == signal.SIGINT:
+                os.killpg(running.pid, number)  # Ctrl-C is for all of them
+            else:
+                running.kill()
+            _, rest = running.communicate(timeout=120)  # ends when the last process has
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
     assert running.returncode == (130 if number == signal.SIGINT else -number)
     assert ("goes on" in rest) == (number == signal.SIGINT)
     assert "Traceback" not in rest

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import momentnorm
 
-from .._memory import available_memory, is_out_of_memory
+from .._machine import available_memory, is_out_of_memory
 from .trace import ExplainError
 
 _Maker = Callable[[int], nn.Module]

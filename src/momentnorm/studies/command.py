@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from momentnorm._machine import cores
 from momentnorm.stylize.errors import StylizeError
 from momentnorm.stylize.terminal import Parser, positive, progress, stop_requested
 
@@ -14,7 +15,7 @@ from .catalogue import STUDIES
 from .errors import StudyError
 from .layers import KINDS
 from .page import FOLDER, write_page
-from .runner import BOTH, SEEDS, cores, run
+from .runner import BOTH, SEEDS, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

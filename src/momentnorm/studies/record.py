@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from momentnorm._machine import processor
 from momentnorm.stylize.images import whole_file
 
 from .errors import StudyError
@@ -32,7 +33,7 @@ def conditions(setting: str, settings: Any) -> dict[str, Any]:
         "settings": dataclasses.asdict(settings),
         "versions": {"python": platform.python_version()} | _versions(),
         "threads": THREADS,
-        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+        "machine": f"{platform.system()} {platform.machine()}, {processor()}",
     }
     restored: dict[str, Any] = json.loads(json.dumps(known))  # tuples become lists
     return restored
@@ -46,17 +47,6 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # pragma: no cover - the extra is missing in part
             found[package] = "not installed"
     return found
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown processor"
 
 
 class Record:
@@ -81,7 +71,8 @@ class Record:
         plan: Sequence[Row],
         restart: bool,
     ) -> None:
-        self.plan = list(plan)
+        self._names = list(plan[0])
+        self._places = {self._key(keys): place for place, keys in enumerate(plan)}
         name = study.name
         self.csv, self.json = folder / f"{name}.csv", folder / f"{name}.json"
         try:
@@ -93,7 +84,7 @@ class Record:
             raise StudyError(
                 f"{folder}: cannot be written ({error.strerror}); choose another place"
             ) from error
-        self.rows: list[Row] = []
+        self._rows: dict[tuple[Value, ...], Row] = {}
         if self.json.exists() or self.csv.exists():
             before = read_conditions(self.json)
             changed = _differences(before, known)
@@ -103,35 +94,32 @@ class Record:
                     "start over with --restart, or give another folder"
                 )
             if self.csv.exists():
-                self.rows += read_rows(self.csv, study)
+                self._rows = {self._key(row): row for row in read_rows(self.csv, study)}
         else:
             with whole_file(self.json) as stream:
                 stream.write((json.dumps(known, indent=2) + "\n").encode())
 
     def finished(self, keys: Row) -> bool:
         """Whether the cell with these keys has its row."""
-        return any(_has(row, keys) for row in self.rows)
+        return self._key(keys) in self._rows
 
     def add(self, row: Row) -> None:
         """A finished cell. The file is complete at every moment."""
-        self.rows.append(row)
-        self.rows.sort(key=self._place)
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        self._rows[self._key(row)] = row
+        # Rows that are not part of the plan stay before it.
+        ordered = sorted(self._rows, key=lambda key: self._places.get(key, -1))
+        rows = [self._rows[key] for key in ordered]
+        names = list(dict.fromkeys(name for row in rows for name in row))
         names = [name for name in names if name != "seconds"] + ["seconds"]
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=names, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         with whole_file(self.csv) as stream:
             stream.write(text.getvalue().encode())
 
-    def _place(self, row: Row) -> int:
-        """In the plan; those that are not part of it stay before it."""
-        return next((i for i, keys in enumerate(self.plan) if _has(row, keys)), -1)
-
-
-def _has(row: Row, keys: Row) -> bool:
-    return all(row.get(k) == v for k, v in keys.items())
+    def _key(self, row: Row) -> tuple[Value, ...]:
+        return tuple(row[name] for name in self._names)
 
 
 def read_rows(path: Path, study: AnyStudy) -> list[Row]:

@@ -179,13 +179,6 @@ def _measured(compute: Work) -> Row:
     return {**{name: _rounded(x) for name, x in found.items()}, "seconds": seconds}
 
 
-def cores() -> int:
-    """How many this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _rounded(value: float) -> float:
     """To six digits: what lies beyond differs from machine to machine."""
     return float(f"{value:.6g}")

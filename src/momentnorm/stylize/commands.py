@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._memory import is_out_of_memory
+from .._machine import is_out_of_memory
 from . import command_compare, command_photos, command_train, sheet
 from .artworks import ARTWORKS, draw
 from .errors import StylizeError
