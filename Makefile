@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-KERNELS := CMakeLists.txt $(wildcard csrc/*)
+KERNELS := CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*)
 
 .PHONY: demo test lint bench kernels-report wheel clean
 .DELETE_ON_ERROR:
@@ -20,7 +20,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/*.cpp benchmarks/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/kernels/* tests/core/*.cpp benchmarks/*.cpp
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 import momentnorm
-from momentnorm._machine import processor
-from momentnorm.backends import cpu
+from momentnorm.core.backends import cpu
+from momentnorm.support.machine import processor
 
 from . import family, instance_norm, networks, peers
 

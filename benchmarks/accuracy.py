@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import momentnorm
 from momentnorm import functional
-from momentnorm.backends import cpu
+from momentnorm.core.backends import cpu
 
 if TYPE_CHECKING:
     Array = np.ndarray[Any, np.dtype[Any]]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from momentnorm import use_backend
-from momentnorm.backends import triton as backend
+from momentnorm.core.backends import triton as backend
 
 from . import accuracy, networks
 from .gpu_calls import (

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 import momentnorm
 from momentnorm import Pool, functional
-from momentnorm.backends import ACTIVATIONS, Tail, reference
-from momentnorm.backends import triton as backend
+from momentnorm.core.backends import reference
+from momentnorm.core.backends import triton as backend
+from momentnorm.core.tail import ACTIVATIONS, Tail
 
 from . import accuracy, networks
 
@@ -266,9 +267,7 @@ def _instance(channels: int) -> tuple[nn.Module, nn.Module]:
 
 
 def _instance_3d(channels: int) -> tuple[nn.Module, nn.Module]:
-    ours = momentnorm.InstanceNorm3d(
-        channels, affine=True, activation="leaky_relu", negative_slope=0.01
-    )
+    ours = momentnorm.InstanceNorm3d(channels, affine=True, activation="leaky_relu")
     return ours, nn.Sequential(nn.InstanceNorm3d(channels, affine=True), nn.LeakyReLU(0.01))
 
 

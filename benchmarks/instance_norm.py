@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import momentnorm
-from momentnorm import _dispatch
-from momentnorm.backends import reference
+from momentnorm.core import dispatch
+from momentnorm.core.backends import reference
 
 from .timing import interleaved
 
@@ -89,7 +89,7 @@ def measure(
     # the others each has turns of several calls, and finds it as it left it itself: torch's fresh
     # pages would sweep the cache before each of our calls.
     memory: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(x)}
-    backend = _dispatch.choose(x).backend
+    backend = dispatch.choose(x).backend
     if backend is not reference:
         weight, bias = (parameter.detach() for parameter in ours.parameters())
         memory["into"] = lambda: backend.normalize(x, weight, bias, 1e-5, out=target)

@@ -92,7 +92,7 @@ def _norm(norm: str, convolution: _ConvNd, affine: bool, slope: float | None) ->
     layer: type[nn.Module] = library.InstanceNorm3d if volumes else library.InstanceNorm2d
     activation: dict[str, object] = {}
     if norm == "fused" and slope is not None:
-        activation = {"activation": "leaky_relu", "negative_slope": slope}
+        activation = {"activation": ("leaky_relu", slope)}
         if not slope:
             activation = {"activation": "relu"}
     return layer(convolution.out_channels, affine=affine, **activation)

@@ -109,7 +109,7 @@ def measure(
 
     layer, torchs = LAYERS[len(shape)]
     ours, theirs = layer(shape[1], affine=True), torchs(shape[1], affine=True)
-    fused = layer(shape[1], affine=True, activation="leaky_relu", negative_slope=0.01)
+    fused = layer(shape[1], affine=True, activation="leaky_relu")
     for module in (ours, theirs, fused):
         module.load_state_dict(state)
     target = torch.empty_like(x)

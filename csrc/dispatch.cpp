@@ -1,7 +1,7 @@
 // The C ABI: picks the instruction set once, and forwards each call to its kernels.
 #include <string.h>
 
-#include "kernels.h"
+#include "kernel_table.h"
 
 #if defined(__x86_64__)
 #define INSTRUCTION_SETS(X) X(v4) X(v3) X(v2)

@@ -8,14 +8,15 @@ import pytest
 import torch
 from hypothesis import settings
 
-import stand_in
-from chromium import browser  # noqa: F401 - a fixture
-from explore_page import address, visit  # noqa: F401 - fixtures
-from momentnorm import _dispatch, use_backend
-from momentnorm.backends import cpu
+from momentnorm import use_backend
+from momentnorm.core import dispatch
+from momentnorm.core.backends import cpu
+from support import stand_in
+from support.chromium import browser  # noqa: F401 - a fixture
+from support.explore_page import address, visit  # noqa: F401 - fixtures
 
 # Last, after the reference that takes every call: nothing reaches it unless asked for by name.
-_dispatch.BACKENDS = (*_dispatch.BACKENDS, stand_in)
+dispatch.BACKENDS = (*dispatch.BACKENDS, stand_in)
 
 # The same examples each time, however slow the machine.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -36,7 +37,7 @@ def _same_numbers():
 @pytest.fixture(params=["cpu", "stand_in", "reference"])
 def backend(request):
     """The name of the backend that takes the calls of this test."""
-    if request.param == "cpu" and _dispatch._by_name("cpu").refuses(torch.zeros(1, 1, 2)):
+    if request.param == "cpu" and dispatch._by_name("cpu").refuses(torch.zeros(1, 1, 2)):
         pytest.skip("the CPU kernels are not built, or do not load")
     with use_backend(request.param):
         yield request.param

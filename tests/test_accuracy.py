@@ -10,11 +10,11 @@ import torch
 from benchmarks import accuracy
 from benchmarks.accuracy import DTYPES, LAYOUTS, NOISE, SMALL, Exact
 
-from momentnorm import _dispatch
+from momentnorm.core import dispatch
 from momentnorm.functional import instance_norm
 
 pytestmark = pytest.mark.skipif(
-    bool(_dispatch._by_name("cpu").refuses(torch.zeros(1, 1, 2))),
+    bool(dispatch._by_name("cpu").refuses(torch.zeros(1, 1, 2))),
     reason="the CPU kernels are not built, or do not load",
 )
 

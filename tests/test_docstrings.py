@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import momentnorm
-from momentnorm.backends import cpu
+from momentnorm.core.backends import cpu
 
 SOURCE = Path(momentnorm.__file__).parent
 MODULES = [

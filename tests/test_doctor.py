@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import momentnorm
-from momentnorm import _doctor
-from momentnorm.backends import cpu
 from momentnorm.cli import main
+from momentnorm.core.backends import cpu
+from momentnorm.doctor import command
 
 
 def test_installation(capsys):
@@ -22,8 +22,8 @@ def test_installation(capsys):
 
 @pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
 def test_a_call_goes_where_doctor_says():
-    assert _doctor.call("2,3,4,4", "float32", "contiguous").endswith("-> cpu: takes this call")
-    strided = _doctor.call("2,3,4,4", "float32", "strided")
+    assert command.call("2,3,4,4", "float32", "contiguous").endswith("-> cpu: takes this call")
+    strided = command.call("2,3,4,4", "float32", "strided")
     assert "-> reference: cpu: the input is neither contiguous nor channels_last; " in strided
     assert strided.endswith("triton: the input is on cpu")
 

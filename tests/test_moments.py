@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layouts import LAYOUTS
 from momentnorm import Moments, use_backend
-from tolerances import STATISTICS
+from support.layouts import LAYOUTS
+from support.tolerances import STATISTICS
 
 numbers = st.floats(-1e6, 1e6, width=32)
 

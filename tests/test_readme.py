@@ -9,7 +9,7 @@ import pytest
 from benchmarks import accuracy
 
 import momentnorm
-from momentnorm.backends import cpu
+from momentnorm.core.backends import cpu
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

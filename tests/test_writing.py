@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from momentnorm import _files
 from momentnorm.cli import main
+from momentnorm.support import files
 
 DEPTH = ["explain", "depth", "--norms", "none", "--depth", "2", "--steps", "1"]
 
@@ -54,7 +54,7 @@ def test_a_failed_write_leaves_the_old_file(argv, kind, tmp_path, monkeypatch, c
         assert os.path.getsize(source) > 0
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_files.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     error = refusal(argv, path, capsys)
     assert f"{path}: cannot be written (No space left on device); choose another place" in error
     assert path.read_bytes() == b"old"

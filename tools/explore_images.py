@@ -14,7 +14,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from momentnorm.explain import explore, figure
+from momentnorm import explore, figure
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 SHOTS = {

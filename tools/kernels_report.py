@@ -19,8 +19,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from momentnorm.backends.triton import launch
-from momentnorm.backends.triton.launch import Grid, Launch
+from momentnorm.core.backends.triton import launch
+from momentnorm.core.backends.triton.launch import Grid, Launch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),

@@ -1,84 +1,38 @@
-"""``momentnorm``: the commands, each imported only when it is the one that runs."""
+"""Command line: ``momentnorm COMMAND``, which imports the command that runs and no other."""
 
 from __future__ import annotations
 
 import errno
+import importlib
 import io
 import os
 import sys
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from ._arguments import Parser
+from .support.arguments import Parser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-#: What the extras of these commands install.
-_EXTRAS = {
-    "stylize": ("numpy", "PIL", "safetensors", "rich", "matplotlib"),
-    "studies": ("numpy", "PIL", "safetensors", "rich", "matplotlib", "sklearn"),
-}
+    from collections.abc import Sequence
 
 
-def _missing(command: str, extra: str, error: ImportError) -> int:
-    """Say which extra brings the package; of an error of our own, raise it again."""
-    if (error.name or "").partition(".")[0] not in _EXTRAS[extra]:
-        raise error
-    print(
-        f"momentnorm {command}: {error.name} is missing: pip install 'momentnorm[{extra}]'",
-        file=sys.stderr,
-    )
-    return 2
+class Command(NamedTuple):
+    """A command: the module that has its ``main(argv)``, and its line in ``--help``."""
+
+    module: str
+    help: str
+    extra: str = ""  # the extra that installs the packages of the module
 
 
-def _run_stylize(argv: Sequence[str]) -> int:
-    try:
-        from .stylize import commands
-    except ImportError as error:
-        return _missing("stylize", "stylize", error)
-    return commands.main(argv)
-
-
-def _run_explain(argv: Sequence[str]) -> int:
-    from .explain import command
-
-    return command.main(argv)
-
-
-def _run_study(argv: Sequence[str]) -> int:
-    try:
-        from .studies import command
-    except ImportError as error:
-        return _missing("study", "studies", error)
-    return command.main(argv)
-
-
-def _run_doctor(argv: Sequence[str]) -> int:
-    from . import _doctor
-
-    return _doctor.main(argv)
-
-
-def _run_figure(argv: Sequence[str]) -> int:
-    from .explain import figure
-
-    return figure.main(argv)
-
-
-def _run_explore(argv: Sequence[str]) -> int:
-    from .explain import explore
-
-    return explore.main(argv)
-
-
-COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "stylize": (_run_stylize, "paint photographs in the manner of a picture; train your own style"),
-    "explain": (_run_explain, "show what a layer computes, step by step, on numbers of yours"),
-    "figure": (_run_figure, "draw which elements of a feature map share their statistics"),
-    "explore": (_run_explore, "write the page on which a normalization is done step by step"),
-    "study": (_run_study, "rerun, with numbers, what is often said of these norms"),
-    "doctor": (_run_doctor, "say which backend takes which call on this machine, and why"),
+COMMANDS = {
+    "stylize": Command("stylize", "turn photographs into paintings; train new styles", "stylize"),
+    "explain": Command("explainer", "show what a layer computes, step by step, on your numbers"),
+    "figure": Command("figure", "draw which elements of a feature map share their statistics"),
+    "explore": Command("explore", "write a page on which you normalize step by step"),
+    "study": Command(
+        "studies", "repeat the experiments behind claims about these norms", "studies"
+    ),
+    "doctor": Command("doctor", "say which backend takes which call on this machine, and why"),
 }
 
 
@@ -105,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] in COMMANDS:
-        return COMMANDS[argv[0]][0](argv[1:])
+        return _run_command(argv[0], argv[1:])
     parser = Parser(
         prog="momentnorm",
         description="Instance Normalization and its family for PyTorch.",
@@ -114,14 +68,29 @@ def _run(argv: Sequence[str]) -> int:
     release = f"momentnorm {version('momentnorm')}"
     parser.add_argument("--version", action="version", version=release)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, (_, text) in COMMANDS.items():
-        commands.add_parser(name, help=text, add_help=False)
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.help, add_help=False)
     parser.parse_args(argv)
     return 0  # pragma: no cover - parse_args has left: the command is missing or unknown
 
 
+def _run_command(name: str, argv: Sequence[str]) -> int:
+    command = COMMANDS[name]
+    try:
+        module = importlib.import_module(f".{command.module}.command", __package__)
+    except ImportError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not command.extra or missing in ("", __package__):
+            raise
+        fix = f"pip install 'momentnorm[{command.extra}]'"
+        print(f"momentnorm {name}: {error.name} is missing: {fix}", file=sys.stderr)
+        return 2
+    code: int = module.main(argv)
+    return code
+
+
 def _prepare_streams() -> None:
-    """What was closed (``>&-``) takes everything; a letter that the encoding lacks becomes "?"."""
+    """Open closed streams on nothing, and print "?" for a letter that the encoding lacks."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             nowhere = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -131,5 +100,5 @@ def _prepare_streams() -> None:
 
 
 def _drop_output() -> None:
-    """What is still in the buffer goes nowhere: Python would complain about it at exit."""
+    """Drop buffered output, about which Python would complain at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import _engine
+from .core import engine
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,7 @@ class Moments:
         """The moments of each plane of a feature map (N, C, \\*S), outside autograd."""
         if x.dim() < 3:
             raise ValueError(f"expected a feature map (N, C, *S), got shape {tuple(x.shape)}")
-        mean, var = _engine.moments(x)
+        mean, var = engine.moments(x)
         return cls(torch.tensor(x.shape[2:].numel(), dtype=mean.dtype, device=x.device), mean, var)
 
     def merge(self, other: Moments) -> Moments:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
-from stylize_samples import pixels, small_network
 
 from momentnorm.cli import main
 from momentnorm.stylize import Style, save_style
+from support.stylize_samples import pixels, small_network
 
 
 class Outcome(NamedTuple):

@@ -7,15 +7,10 @@ import csv
 import pytest
 import torch
 from PIL import Image
-from stylize_samples import pixels, small_network
 
-from momentnorm.stylize.command_compare import (
-    change_contrast,
-    hold_out,
-    measure_contrast,
-    smoothed,
-)
+from momentnorm.stylize.command_compare import change_contrast, hold_out, measure_contrast, smoothed
 from momentnorm.stylize.features import RandomFeatures
+from support.stylize_samples import pixels, small_network
 
 
 def test_compare(run, tmp_path):

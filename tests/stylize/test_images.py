@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import ExifTags, Image, ImageCms
-from stylize_samples import pixels
 
 from momentnorm.stylize import Photo, StylizeError, read_photo, write_photo
 from momentnorm.stylize.images import SKIMAGE_PHOTOS, WRITABLE, photo_path, whole_file
+from support.stylize_samples import pixels
 
 RGB = pixels(21, 34)
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stylize_samples import small_network
 from torch import nn
 
 from momentnorm import InstanceNorm2d
@@ -21,6 +20,7 @@ from momentnorm.stylize import (
 )
 from momentnorm.stylize.apply import reflected
 from momentnorm.stylize.network import NORMS
+from support.stylize_samples import small_network
 
 
 def exact_network(norm: str) -> Network:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from stylize_samples import pixels
 
 from momentnorm.stylize import Network, load_style, read_photo, stylize
+from support.stylize_samples import pixels
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 500), (17, 30), (64, 48), (33, 2)])

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from stylize_samples import small_network
 
 from momentnorm.stylize import (
     Settings,
@@ -27,6 +26,7 @@ from momentnorm.stylize.bundle import RECIPES
 from momentnorm.stylize.command_train import add_settings, read_settings
 from momentnorm.stylize.network import NORMS
 from momentnorm.stylize.styles import FOLDER
+from support.stylize_samples import small_network
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -12,11 +12,11 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from stylize_samples import pixels
 
 from momentnorm.stylize import Network, Settings, StylizeError, load_style, train
 from momentnorm.stylize.content import LONGEST, Crops, content_files, read_first
 from momentnorm.stylize.network import NORMS
+from support.stylize_samples import pixels
 
 TINY = Settings(width=4, blocks=1, steps=6, batch=2, size=32, style_size=48)
 OPTIONS = ("--width", 4, "--blocks", 1, "--steps", 6, "--size", 32, "--style-size", 48)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from momentnorm._machine import cores
-from momentnorm.stylize.errors import StylizeError
-from momentnorm.stylize.terminal import Parser, positive, progress, stop_requested
-
+from ..support.arguments import Parser, positive
+from ..support.machine import cores
+from ..support.terminal import answer, progress, say, stop_requested
 from .catalogue import STUDIES
-from .errors import StudyError
+from .errors import PROGRAM, StudyError
 from .layers import KINDS
 from .page import FOLDER, write_page
 from .runner import BOTH, SEEDS, run
@@ -23,32 +21,29 @@ if TYPE_CHECKING:
     from .results import Row
     from .study import AnyStudy
 
-PROGRAM = "momentnorm study"
+STOPPED = "stopped; the same command goes on from the last finished cell"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command. 0 is success, 2 wrong input (one line on stderr says what), 130 stopped."""
+    """Run ``momentnorm study``. The exit code is 0, 2 for wrong input, or 130 if it was stopped."""
+    return answer(PROGRAM, lambda: _study(argv), STOPPED)
+
+
+def _study(argv: Sequence[str]) -> int:
     parser = _parser()
     arguments = parser.parse_args(argv)
-    try:
-        if arguments.list:
-            for study in STUDIES.values():
-                print(f"{study.name:12} {study.title}")
-            return 0
-        if arguments.name is None and not arguments.page:
-            parser.error("the NAME of a study is needed (--list prints them)")
-        if arguments.out is None:
-            parser.error("-o FOLDER is needed")
-        if not arguments.page and not _run(arguments, _known(arguments.name)):
-            return 130
-        print(write_page(arguments.out))
+    if arguments.list:
+        for study in STUDIES.values():
+            print(f"{study.name:12} {study.title}")
         return 0
-    except (StudyError, StylizeError) as error:
-        _say(f"error: {error}")
-        return 2
-    except KeyboardInterrupt:
-        _say("stopped; the same command goes on from the last finished cell")
+    if arguments.name is None and not arguments.page:
+        parser.error("the NAME of a study is needed (--list prints them)")
+    if arguments.out is None:
+        parser.error("-o FOLDER is needed")
+    if not arguments.page and not _run(arguments, _known(arguments.name)):
         return 130
+    print(write_page(arguments.out))
+    return 0
 
 
 def _parser() -> Parser:
@@ -106,7 +101,7 @@ def _run(arguments: argparse.Namespace, study: AnyStudy) -> bool:
             bar.update(task, completed=done, total=total)
             if bar.disable and "seconds" in row:  # no terminal, and not there before: a plain line
                 keys = " ".join(str(row[name]) for name in list(row)[: list(row).index("seed")])
-                _say(f"{done}/{total} {keys} seed {row['seed']}: {row['seconds']} s")
+                say(PROGRAM, f"{done}/{total} {keys} seed {row['seed']}: {row['seconds']} s")
 
         finished = run(
             study,
@@ -120,9 +115,5 @@ def _run(arguments: argparse.Namespace, study: AnyStudy) -> bool:
             should_stop=should_stop,
         )
     if not finished:
-        _say("stopped; the same command goes on from the last finished cell")
+        say(PROGRAM, STOPPED)
     return finished
-
-
-def _say(text: str) -> None:
-    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)

@@ -9,9 +9,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from momentnorm.stylize.features import luminance
-from momentnorm.stylize.images import SKIMAGE_PHOTOS, read_photo
-from momentnorm.stylize.objective import scaled
+from ..stylize.features import luminance
+from ..stylize.images import SKIMAGE_PHOTOS, read_photo
+from ..stylize.objective import scaled
 
 #: The longer side to which photographs are scaled; the side of the squares that they are cut into.
 LONGEST = 384

@@ -1,7 +1,11 @@
-"""The one exception of the studies."""
+"""Name of the command, and its exception."""
 
 from __future__ import annotations
 
+from ..support.errors import UserError
 
-class StudyError(Exception):
-    """What was asked cannot be done. The message is one line that says what to do instead."""
+PROGRAM = "momentnorm study"
+
+
+class StudyError(UserError):
+    """A study that cannot be run or shown. The message is one line that names the fix."""

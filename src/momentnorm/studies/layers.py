@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from momentnorm.stylize.network import NORMS
+from ..stylize.network import NORMS
 
 #: On plots and in tables, in this order and these colours.
 LABELS = {

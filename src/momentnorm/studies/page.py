@@ -6,8 +6,7 @@ import collections
 from pathlib import Path
 from typing import Any
 
-from momentnorm.stylize.images import whole_file
-
+from ..stylize.images import whole_file
 from .catalogue import STUDIES
 from .errors import StudyError
 from .layers import LABELS

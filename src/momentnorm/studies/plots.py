@@ -12,8 +12,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from momentnorm.stylize.images import whole_file
-
+from ..stylize.images import whole_file
 from .layers import COLOURS, LABELS
 from .results import MissingError, Results
 

@@ -12,9 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from momentnorm._machine import processor
-from momentnorm.stylize.images import whole_file
-
+from ..stylize.images import whole_file
+from ..support.machine import processor
 from .errors import StudyError
 from .results import Results, Row, Value, read_value
 from .study import AnyStudy

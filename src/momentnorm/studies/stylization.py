@@ -10,18 +10,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from momentnorm.stylize.artworks import draw as draw_artwork
-from momentnorm.stylize.command_compare import change_contrast, hold_out, measure_changes
-from momentnorm.stylize.content import Crops, content_files, generator_of
-from momentnorm.stylize.features import RandomFeatures
-from momentnorm.stylize.images import to_tensor
-from momentnorm.stylize.network import Architecture, Network
-from momentnorm.stylize.objective import StyleTarget, scaled
-from momentnorm.stylize.sheet import save_sheet
-from momentnorm.stylize.trainer import CALIBRATION_BATCH, Losses, losses_of
-from momentnorm.stylize.trainer import Settings as Training
-from momentnorm.stylize.trainer import train as train_style
-
+from ..stylize.artworks import draw as draw_artwork
+from ..stylize.command_compare import change_contrast, hold_out, measure_changes
+from ..stylize.content import Crops, content_files, generator_of
+from ..stylize.features import RandomFeatures
+from ..stylize.images import to_tensor
+from ..stylize.network import Architecture, Network
+from ..stylize.objective import StyleTarget, scaled
+from ..stylize.sheet import save_sheet
+from ..stylize.trainer import CALIBRATION_BATCH, Losses, losses_of
+from ..stylize.trainer import Settings as Training
+from ..stylize.trainer import train as train_style
 from . import plots
 from .layers import KINDS, LABELS, norm_layer, norms_of
 from .results import Results, is_above

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from momentnorm import SwitchableNorm2d
-
+from .. import SwitchableNorm2d
 from . import plots, stylization
 from .classify import classifier, train
 from .data import DATA

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .._machine import available_memory, is_out_of_memory
+from ..support.machine import available_memory, is_out_of_memory
 from .errors import StylizeError
 from .features import luminance
 from .network import STRIDE, Network

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from . import commands
 from .styles import FOLDER
 
 #: The options of ``momentnorm stylize train`` for each, beside --style and -o.
@@ -20,7 +19,7 @@ def main(names: list[str]) -> int:
         target = FOLDER / f"{name}.safetensors"
         command = ["train", "--style", name, "-o", str(target), "--device", "cpu", *RECIPES[name]]
         print("momentnorm stylize", *command, flush=True)
-        if code := commands.main(command):
+        if code := stylize(command):
             return code
     return 0
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..support.arguments import add_device, find_device
+from ..support.terminal import progress, say
 from .apply import stylize
 from .command_train import add_settings, read_settings, read_style_picture
 from .content import Crops, content_files, read_first
@@ -20,7 +22,6 @@ from .images import make_folder, whole_file
 from .losses import style_loss, style_statistics
 from .objective import scaled
 from .sheet import save_sheet
-from .terminal import add_device, find_device, progress, say
 from .trainer import CALIBRATION_BATCH, Losses, Settings, train
 
 if TYPE_CHECKING:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from ..support.arguments import find_device
+from ..support.terminal import progress, say
 from .apply import stylize
-from .errors import StylizeError
+from .errors import PROGRAM, StylizeError
 from .images import (
     WRITABLE,
     Photo,
@@ -20,7 +22,6 @@ from .images import (
     write_photo,
 )
 from .styles import Style, load_style
-from .terminal import find_device, progress, say
 
 if TYPE_CHECKING:
     import argparse
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
                 if len(jobs) == 1:
                     raise
                 failed.append(job.source)
-                say(f"error: {error}")
+                say(PROGRAM, f"error: {error}")
             bar.advance(task)
     if failed:
         raise StylizeError(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..support.arguments import add_device, find_device, positive
+from ..support.terminal import progress, say, stop_requested
 from .apply import stylize
 from .artworks import ARTWORKS, draw
 from .content import content_files, read_first
-from .errors import StylizeError
+from .errors import PROGRAM, StylizeError
 from .features import load_vgg
 from .images import Photo, check_folder_of, read_photo, to_tensor, write_photo
 from .network import NORMS, Network
 from .styles import save_style
-from .terminal import add_device, find_device, positive, progress, say, stop_requested
 from .trainer import Losses, Settings, remove_checkpoint, train
 
 if TYPE_CHECKING:
@@ -152,14 +154,15 @@ def run(arguments: argparse.Namespace) -> int:
             checkpoint_every=arguments.checkpoint_every,
             on_step=on_step,
             should_stop=should_stop,
-            note=say,
+            note=partial(say, PROGRAM),
             device=device,
             picture=title,
         )
     if style is None:
         say(
+            PROGRAM,
             f"stopped after step {last} of {settings.steps}, saved in {checkpoint}; "
-            "the same command goes on from there"
+            "the same command goes on from there",
         )
         return 130
     try:

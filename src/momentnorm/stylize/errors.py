@@ -1,12 +1,12 @@
-"""The one exception of this application."""
+"""Name of the command, and its exception."""
 
 from __future__ import annotations
 
+from ..support.errors import UserError
+from ..support.errors import one_line as one_line
 
-class StylizeError(Exception):
-    """What was asked cannot be done. The message is one line that says what to do instead."""
+PROGRAM = "momentnorm stylize"
 
 
-def one_line(error: BaseException) -> str:
-    """The message of any exception, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+class StylizeError(UserError):
+    """A stylization or training that cannot be done. The message is one line that names the fix."""

@@ -15,7 +15,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .. import _files
+from ..support import files
 from .errors import StylizeError, one_line
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         StylizeError: the folder is not there or cannot be written, or the disk is full.
     """
     try:
-        with _files.whole_file(path) as file:
+        with files.whole_file(path) as file:
             yield file
     except OSError as error:
         check_folder_of(path)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from momentnorm import BatchNorm2d, GroupNorm, InstanceNorm2d, SwitchableNorm2d
-
+from .. import BatchNorm2d, GroupNorm, InstanceNorm2d, SwitchableNorm2d
 from .errors import StylizeError
 
 if TYPE_CHECKING:

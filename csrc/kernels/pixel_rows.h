@@ -1,0 +1,357 @@
+// The arithmetic on one block of a channels_last sample: some whole pixels, each with all channels.
+//
+// Pixels are taken in rows: as many at a time as make the row a whole number of kLanes. A column of
+// such rows belongs to one channel, and its sum is formed down the column: 16 rows in the compute
+// type, then in double. Nothing is added across a register, so here, too, the width of the
+// registers changes no bits.
+#pragma once
+
+#include "plane_block.h"
+
+namespace MOMENTNORM_NAMESPACE {
+
+// How a sample is cut up. It depends on the sample's shape alone.
+struct Rows {
+  int64_t channels, size;
+  int64_t pixels;  // in a row
+  int64_t width;   // of a row: channels * pixels
+  int64_t count;   // rows in a sample; less than a row of pixels may be left over
+  int64_t per_block, blocks;
+
+  static constexpr int64_t kTile = 16;  // rows that are added in the compute type
+
+  INLINE Rows(int64_t channels_, int64_t size_) : channels(channels_), size(size_) {
+    const int64_t power_of_two = channels & -channels;
+    pixels = power_of_two < kLanes ? kLanes / power_of_two : 1;
+    width = channels * pixels;
+    count = size / pixels;
+    // Large enough that the partial results, 16 bytes for each channel, are little beside the data.
+    const int64_t wanted = 32768 / channels < 128 ? 128 : 32768 / channels;
+    per_block = wanted / pixels < kTile ? kTile : wanted / pixels - wanted / pixels % kTile;
+    blocks = count <= per_block ? 1 : (count + per_block - 1) / per_block;
+  }
+  INLINE int64_t first(int64_t block) const { return block * per_block; }
+  INLINE int64_t rows(int64_t block) const {
+    const int64_t left = count - first(block);
+    return left < per_block ? left : per_block;
+  }
+  // The pixels behind the last whole row go with the last block.
+  INLINE int64_t loose(int64_t block) const { return block == blocks - 1 ? size % pixels : 0; }
+  INLINE int64_t pixels_in(int64_t block) const { return rows(block) * pixels + loose(block); }
+  INLINE int64_t offset(int64_t block) const { return first(block) * width; }
+};
+
+template <int count>
+struct Vecs {
+  static constexpr int kCount = count;
+};
+
+// body(column, Vecs) for all columns, several registers at a time.
+template <class T, class Body>
+INLINE void each_columns(int64_t width, Body body) {
+  int64_t column = 0;
+  for (; column + 4 * kWidth<T> <= width; column += 4 * kWidth<T>) body(column, Vecs<4>{});
+  for (; column < width; column += kWidth<T>) body(column, Vecs<1>{});
+}
+
+// What a thread needs to work on a block: two sums and an origin for each column; and where there
+// is a tail, its affine map for each column, and a tile of z.
+template <class T>
+struct Scratch {
+  double *first, *second;
+  T *origin, *mean, *scale, *shift, *tile;
+};
+
+// z = (x - mean) * scale + shift + residual over some whole rows, into `z`; residual may be null.
+template <class E>
+INLINE void affine_rows(const E* x, const E* residual, Compute<E>* z, int64_t rows, int64_t width,
+                        const Compute<E>* mean, const Compute<E>* scale, const Compute<E>* shift) {
+  using T = Compute<E>;
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t column = 0; column < width; column += kWidth<T>) {
+      const int64_t i = row * width + column;
+      Vec<T> value =
+          (load(x + i) - load(mean + column)) * load(scale + column) + load(shift + column);
+      if (residual != nullptr) value += load(residual + i);
+      store(z + i, value);
+    }
+  }
+}
+
+// The memory never waits for the arithmetic: what is read or written this many bytes later is
+// brought into the first level cache.
+constexpr int64_t kAhead = 8192;
+template <class E>
+INLINE void fetch_ahead(const E* operand) {
+  __builtin_prefetch(reinterpret_cast<const char*>(operand) + kAhead, 0, 3);
+}
+template <class E>
+INLINE void fetch_ahead_for_writing(E* result) {
+  __builtin_prefetch(reinterpret_cast<char*>(result) + kAhead, 1, 3);
+}
+
+// Where the gradient of a block comes from, some rows at a time: from memory, ...
+template <class E>
+struct GivenRows {
+  const E* g;
+  INLINE void prepare(int64_t, int64_t) const {}
+  INLINE void fetch_ahead(int64_t i) const { MOMENTNORM_NAMESPACE::fetch_ahead(g + i); }
+  INLINE const E* at(int64_t i) const { return g + i; }
+  INLINE Compute<E> one(int64_t i, int64_t) const { return get(g[i]); }
+};
+// ... or from there through a tail.
+template <class E>
+struct ThroughRows {
+  const Tail& tail;
+  const E *g, *x, *residual;
+  E* copy;  // of this gradient, or null
+  int64_t width;
+  Scratch<Compute<E>> scratch;
+  int64_t begin = 0;
+
+  INLINE void prepare(int64_t i, int64_t rows) {
+    begin = i;
+    affine_rows(x + i, moved(residual, i), scratch.tile, rows, width, scratch.mean, scratch.scale,
+                scratch.shift);
+    activation_gradient(tail, scratch.tile, g + i, moved(copy, i), rows * width);
+  }
+  INLINE void fetch_ahead(int64_t) const {}
+  INLINE const Compute<E>* at(int64_t i) const { return scratch.tile + (i - begin); }
+  // Of one element, behind the last whole row.
+  INLINE Compute<E> one(int64_t i, int64_t channel) const {
+    Compute<E> z =
+        (get(x[i]) - scratch.mean[channel]) * scratch.scale[channel] + scratch.shift[channel];
+    if (residual != nullptr) z += get(residual[i]);
+    activation_gradient(tail, &z, g + i, moved(copy, i), 1);
+    return z;
+  }
+};
+
+// first, second += two sums down each column. fast(i, column, one, other) gives the terms of the
+// register of elements at i, exact(i, column, one, other) those of kDoubles elements in double.
+// prepare(i, n) comes before the terms of the n rows from i on.
+template <class T, class Prepare, class Fast, class Exact>
+INLINE void add_rows(const Rows& shape, int64_t rows, double* first, double* second,
+                     Prepare prepare, Fast fast, Exact exact) {
+  int64_t row = 0;
+  for (; row + Rows::kTile <= rows; row += Rows::kTile) {
+    prepare(row * shape.width, Rows::kTile);
+    each_columns<T>(shape.width, [&](int64_t column, auto together) {
+      constexpr int kVecs = decltype(together)::kCount;
+      Vec<T> sums[2][kVecs] = {};
+      // Four rows are added up before they join the sum: fewer roundings one after another.
+      for (int64_t r = row; r < row + Rows::kTile; r += 4) {
+        for (int v = 0; v < kVecs; ++v) {
+          Vec<T> one[4], other[4];
+          for (int k = 0; k < 4; ++k) {
+            fast((r + k) * shape.width + column + v * kWidth<T>, column + v * kWidth<T>, one[k],
+                 other[k]);
+          }
+          sums[0][v] += (one[0] + one[1]) + (one[2] + one[3]);
+          sums[1][v] += (other[0] + other[1]) + (other[2] + other[3]);
+        }
+      }
+      T values[2][kVecs * kWidth<T>];
+      memcpy(values, sums, sizeof values);
+      for (int i = 0; i < kVecs * kWidth<T>; i += kDoubles) {
+        double* const targets[2] = {first + column + i, second + column + i};
+        for (int k = 0; k < 2; ++k) {
+          store(targets[k], load_as_is<Doubles>(targets[k]) + load_doubles(values[k] + i));
+        }
+      }
+    });
+  }
+  for (; row < rows; ++row) {
+    prepare(row * shape.width, 1);
+    for (int64_t column = 0; column < shape.width; column += kDoubles) {
+      Doubles one, other;
+      exact(row * shape.width + column, column, one, other);
+      store(first + column, load_as_is<Doubles>(first + column) + one);
+      store(second + column, load_as_is<Doubles>(second + column) + other);
+    }
+  }
+}
+
+// The mean of a column's first 16 rows, added in a tree: the mean of equal numbers is that number.
+template <class E>
+INLINE void origins(const E* x, const Rows& shape, int64_t rows, Compute<E>* origin) {
+  using T = Compute<E>;
+  for (int64_t column = 0; column < shape.width; column += kWidth<T>) {
+    Vec<T> sums[Rows::kTile];
+    if (rows < Rows::kTile) {
+      store(origin + column, load(x + column));
+      continue;
+    }
+    for (int r = 0; r < Rows::kTile; ++r) sums[r] = load(x + r * shape.width + column);
+    for (int half = Rows::kTile / 2; half > 0; half /= 2) {
+      for (int r = 0; r < half; ++r) sums[r] += sums[r + half];
+    }
+    store(origin + column, sums[0] * T(1.0 / Rows::kTile));
+  }
+}
+
+// One channel of a block in double throughout, about its first element.
+template <class E>
+inline Partial exact_moments(const E* x, int64_t channels, int64_t pixels) {
+  const double first = double(get(x[0]));
+  double sum = 0, squares = 0;
+  for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+    const double shifted = double(get(x[pixel * channels])) - first;
+    sum += shifted;
+    squares += shifted * shifted;
+  }
+  const double offset = sum / double(pixels), m2 = squares - offset * sum;
+  return {double(pixels), first + offset, m2 < 0 ? 0 : m2};
+}
+
+// mean[channel], m2[channel] of a block.
+template <class E>
+INLINE void moments_of_block(const E* x, const Rows& shape, int64_t block, double* mean, double* m2,
+                             Scratch<Compute<E>> scratch) {
+  using T = Compute<E>;
+  const int64_t rows = shape.rows(block), pixels = shape.pixels_in(block);
+  double *const sums = scratch.first, *const squares = scratch.second;
+  T* const origin = scratch.origin;
+  if (rows > 0) origins(x, shape, rows, origin);
+  // An origin far from the mean costs digits: the mean that it led to is a better one.
+  for (int attempt = 0; rows > 0 && attempt < 2; ++attempt) {
+    memset(sums, 0, size_t(shape.width) * sizeof(double));
+    memset(squares, 0, size_t(shape.width) * sizeof(double));
+    add_rows<T>(
+        shape, rows, sums, squares, [](int64_t, int64_t) {},
+        [&](int64_t i, int64_t column, Vec<T>& one, Vec<T>& other) {
+          fetch_ahead(x + i);
+          one = load(x + i) - load(origin + column);
+          other = one * one;
+        },
+        [&](int64_t i, int64_t column, Doubles& one, Doubles& other) {
+          one = load_doubles(x + i) - load_doubles(origin + column);
+          other = one * one;
+        });
+    bool far = false;
+    for (int64_t column = 0; column < shape.width; ++column) {
+      // offset^2 * rows > kFar * m2, where m2 = squares - offset^2 * rows. Squares that are all 0,
+      // beside a sum that is not, were lost: about their mean the sum might be 0 as well.
+      far |= squares[column] != 0 &&
+             sums[column] * sums[column] * (1 + kFar) > kFar * squares[column] * double(rows);
+    }
+    if (!far || attempt > 0) break;
+    for (int64_t column = 0; column < shape.width; ++column) {
+      if (squares[column] != 0) origin[column] += T(sums[column] / double(rows));
+    }
+  }
+  for (int64_t channel = 0; channel < shape.channels; ++channel) {
+    bool good = true;
+    Partial all = {0, 0, 0};
+    for (int64_t column = channel; rows > 0 && column < shape.width; column += shape.channels) {
+      const double n = double(rows), offset = sums[column] / n;
+      const double about_mean = squares[column] - offset * sums[column];
+      if (sizeof(T) == 4) good &= in_range(squares[column], sums[column], n);
+      const Partial part = {n, double(origin[column]) + offset, about_mean < 0 ? 0 : about_mean};
+      if (column == channel) {
+        all = part;
+      } else {
+        all.merge(part);
+      }
+    }
+    for (int64_t pixel = rows * shape.pixels; good && pixel < pixels; ++pixel) {
+      const Partial part = {1, double(get(x[pixel * shape.channels + channel])), 0};
+      if (all.count == 0) {
+        all = part;
+      } else {
+        all.merge(part);
+      }
+    }
+    if (!good) all = exact_moments(x + channel, shape.channels, pixels);
+    mean[channel] = all.mean;
+    m2[channel] = all.m2;
+  }
+}
+
+// plain[channel], weighted[channel] of a block: sum(g) and sum(g * (x - mean)).
+template <class Gradient, class E>
+INLINE void gradient_sums_of_block(Gradient& g, const E* x, const Rows& shape, int64_t block,
+                                   const double* mean, double* plain, double* weighted,
+                                   Scratch<Compute<E>> scratch) {
+  using T = Compute<E>;
+  const int64_t rows = shape.rows(block), pixels = shape.pixels_in(block);
+  T* const high = scratch.origin;
+  for (int64_t column = 0; column < shape.width; ++column) {
+    high[column] = T(mean[column % shape.channels]);
+  }
+  memset(scratch.first, 0, size_t(shape.width) * sizeof(double));
+  memset(scratch.second, 0, size_t(shape.width) * sizeof(double));
+  add_rows<T>(
+      shape, rows, scratch.first, scratch.second, [&](int64_t i, int64_t n) { g.prepare(i, n); },
+      [&](int64_t i, int64_t column, Vec<T>& one, Vec<T>& other) {
+        fetch_ahead(x + i);
+        g.fetch_ahead(i);
+        one = load(g.at(i));
+        other = one * (load(x + i) - load(high + column));
+      },
+      [&](int64_t i, int64_t column, Doubles& one, Doubles& other) {
+        one = load_doubles(g.at(i));
+        other = one * (load_doubles(x + i) - load_doubles(high + column));
+      });
+  for (int64_t channel = 0; channel < shape.channels; ++channel) {
+    double sum = 0, products = 0;
+    auto add = [&](int64_t from) {
+      for (int64_t pixel = from; pixel < pixels; ++pixel) {
+        const int64_t i = pixel * shape.channels + channel;
+        const double term = double(g.one(i, channel));
+        sum += term;
+        products += term * (double(get(x[i])) - double(high[channel]));
+      }
+    };
+    for (int64_t column = channel; column < shape.width; column += shape.channels) {
+      sum += scratch.first[column];
+      products += scratch.second[column];
+    }
+    add(rows * shape.pixels);
+    if (sizeof(T) == 4 && !__builtin_isfinite(sum + products)) {
+      sum = products = 0;
+      add(0);
+    }
+    plain[channel] = sum;
+    weighted[channel] = products - (mean[channel] - double(high[channel])) * sum;
+  }
+}
+
+// Over a block: tile(i, n) for the n rows from element i on, 16 rows at most, and single(i,
+// channel) for each element behind the last whole row.
+template <class Tile, class Single>
+INLINE void map_tiles(const Rows& shape, int64_t block, Tile tile, Single single) {
+  const int64_t rows = shape.rows(block);
+  for (int64_t row = 0; row < rows; row += Rows::kTile) {
+    tile(row * shape.width, row + Rows::kTile < rows ? Rows::kTile : rows - row);
+  }
+  for (int64_t i = rows * shape.width; i < shape.pixels_in(block) * shape.channels; ++i) {
+    single(i, i % shape.channels);
+  }
+}
+
+// The same by registers: a tile at a time, so that memory is read in order while the coefficients
+// of a few columns stay in registers. coefficients(column) loads them, and result(i, coefficients)
+// computes and stores a register. prepare(i, n) comes before the n rows from i on.
+template <class T, class Coefficients, class Prepare, class Result, class Single>
+INLINE void map_rows(const Rows& shape, int64_t block, Coefficients coefficients, Prepare prepare,
+                     Result result, Single single) {
+  map_tiles(
+      shape, block,
+      [&](int64_t begin, int64_t rows) {
+        prepare(begin, rows);
+        each_columns<T>(shape.width, [&](int64_t column, auto together) {
+          constexpr int kVecs = decltype(together)::kCount;
+          decltype(coefficients(column)) held[kVecs];
+          for (int v = 0; v < kVecs; ++v) held[v] = coefficients(column + v * kWidth<T>);
+          for (int64_t row = 0; row < rows; ++row) {
+            for (int v = 0; v < kVecs; ++v) {
+              result(begin + row * shape.width + column + v * kWidth<T>, held[v]);
+            }
+          }
+        });
+      },
+      single);
+}
+
+}  // namespace MOMENTNORM_NAMESPACE

@@ -1,0 +1,230 @@
+"""Engine: moments -> pool -> scale -> apply, and the backward of each.
+
+.. code-block:: text
+
+    mean, var = moments(x)                          per plane, (N, C)
+    mean, var = pool(mean, var)                     a policy on the (N, C) grid
+    scale     = weight / sqrt(var + eps)            (N, C)
+    y         = tail((x - mean) * scale + bias)     plus a residual, then an activation
+
+A layer is a policy. It brings no kernel and no backward of its own. There are three entries:
+
+:func:`normalize`
+    The policy is a :class:`Pool`, a rectangle of planes. A backend visits each pool once in the
+    forward and once in the backward.
+:func:`normalize_by`
+    Any other policy. The moments and the application are two nodes of autograd's graph. Between
+    them autograd differentiates the policy, with its parameters, on the small (N, C) grid.
+:func:`normalize_with`
+    Given moments, such as running statistics.
+
+The backward saves x and tensors of the grid, never y, so callers may modify y in place. With an
+activation it also saves the bias and the residual, and recomputes the activation's derivative.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import autograd, checks, dispatch, grid
+from .backends import reference
+from .pool import INSTANCE, Policy, Pool
+from .routes import GRAPH_OPERATOR, Route, needs_gradient, route_of
+from .tail import PLAIN, Tail
+
+
+def normalize(
+    x: Tensor,  # (N, C, *S)
+    weight: Tensor | None,  # (C,)
+    bias: Tensor | None,  # (C,)
+    *,
+    pool: Pool = INSTANCE,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,  # like x, and x itself or apart from it; only without autograd
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize x with the moments of its pools.
+
+    Returns y, like x, and the moments of each pool, outside autograd.
+    """
+    if not x.numel():
+        return _normalize_empty(x, weight, bias, eps=eps, tail=tail, out=out)
+    if pool is not INSTANCE and pool.sizes(*x.shape[:2]) == (1, 1):
+        pool = INSTANCE
+    route = route_of(x, weight, bias, tail.residual)
+    if route.kind == "formula":
+        y, mean, var = reference.normalize(x, weight, bias, eps, pool, tail)
+        mean, var = mean.detach(), var.detach()
+    elif route.kind == "kernel" and needs_gradient(x, weight, bias, tail.residual):
+        call = autograd.Call(tail, pool, eps, route.backend)
+        y = autograd.apply_normalize(x, weight, bias, tail.residual, call)
+        mean, var = call.moments
+    else:
+        target = _target_of(route, out, x, tail)
+        y, mean, var = route.backend.normalize(x, weight, bias, eps, pool, tail, target)
+    return y if out is None else _written(out, y), mean, var
+
+
+def normalize_by(
+    policy: Policy,
+    x: Tensor,  # (N, C, *S)
+    weight: Tensor | None,  # (C,) or (N, C)
+    bias: Tensor | None,  # (C,) or (N, C)
+    *,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize x with moments that a policy has pooled.
+
+    Returns y, like x, and the moments of each plane before pooling, (N, C), outside autograd.
+    """
+    if not x.numel():
+        return _normalize_empty(x, weight, bias, policy, eps=eps, tail=tail, out=out)
+    route = route_of(x, weight, bias, tail.residual)
+    if route.kind != "kernel":
+        # A compiler fuses a policy with the arithmetic around it better than operators would.
+        y, mean, var = reference.normalize_by(policy, x, weight, bias, eps, tail)
+        return y if out is None else _written(out, y), mean.detach(), var.detach()
+    link = None
+    if needs_gradient(x):
+        mean, var, link = autograd.moments(x, route.backend)
+    else:
+        mean, var = route.backend.moments(x)
+    # Kernels read the dtype of the statistics, whatever a policy computes in.
+    pooled_mean, pooled_var = (values.to(mean.dtype) for values in policy(mean, var))
+    centre = pooled_mean.expand(mean.shape)
+    scale = grid.scale(weight, pooled_var, eps).expand(mean.shape)
+    y = _applied(route, x, centre, scale, grid.shift(bias, mean), tail, out, link)
+    return y, mean.detach(), var.detach()
+
+
+def normalize_each(
+    pool: Pool,
+    x: Tensor,  # (N, C, *S)
+    weight: Tensor | None,  # (C,) or (N, C)
+    bias: Tensor | None,  # (C,) or (N, C)
+    *,
+    eps: float,
+    tail: Tail = PLAIN,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do :func:`normalize_by` with a rectangle of planes and a weight and bias of each sample."""
+    planes = x.shape[:2]
+    if pool.sizes(*planes) != (1, 1) or not x.is_contiguous():
+        return normalize_by(pool, x, weight, bias, eps=eps, tail=tail)
+    # Instance normalization does not tell samples apart: take the planes as those of one sample.
+    merged = (1, planes.numel(), *x.shape[2:])
+    parameters = [
+        None if values is None else values.expand(planes).reshape(-1) for values in (weight, bias)
+    ]
+    if tail.residual is not None:
+        tail = tail._replace(residual=tail.residual.reshape(merged))
+    y, mean, var = normalize(x.view(merged), *parameters, eps=eps, tail=tail)
+    return y.view(x.shape), mean.view(planes), var.view(planes)
+
+
+def normalize_with(
+    x: Tensor,  # (N, C, *S)
+    mean: Tensor,  # (C,) or (N, C)
+    var: Tensor,  # (C,) or (N, C)
+    weight: Tensor | None,  # (C,) or (N, C)
+    bias: Tensor | None,  # (C,) or (N, C)
+    *,
+    eps: float,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Normalize x with given moments, such as running statistics."""
+    if mean.dim() == 1 and (weight is None or weight.dim() == 1):
+        route = route_of(x, weight, bias, mean, var, tail.residual)
+        recorded = needs_gradient(x, weight, bias, mean, var, tail.residual)
+        if route.kind == "kernel" and not recorded:
+            target = _target_of(route, out, x, tail)
+            y = route.backend.normalize_with(x, mean, var, weight, bias, eps, tail, target)
+            return y if out is None else _written(out, y)
+    mapped = grid.map_of_moments(x, mean, var, weight, bias, eps)
+    return affine(x, *mapped, tail=tail, out=out)
+
+
+def affine(
+    x: Tensor,  # (N, C, *S)
+    mean: Tensor,  # (N, C) or broadcastable to it, and so are the next two
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    tail: Tail = PLAIN,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``tail((x - mean) * scale + shift)``, like x, with gradients in all operands."""
+    route = route_of(x, mean, scale, shift, tail.residual)
+    mean, scale, shift = (values.expand(x.shape[:2]) for values in (mean, scale, shift))
+    return _applied(route, x, mean, scale, shift, tail, out)
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each plane of x, (N, C), with their gradients.
+
+    Empty planes give NaN and keep the autograd graph.
+    """
+    route = route_of(x)
+    differentiated = route is GRAPH_OPERATOR and torch.is_grad_enabled()
+    if route.kind == "formula" or differentiated or not x.numel():
+        return reference.moments(x)
+    if needs_gradient(x):
+        mean, var, _ = autograd.moments(x, route.backend)
+        return mean, var
+    return route.backend.moments(x)
+
+
+def _normalize_empty(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    policy: Policy = INSTANCE,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize an x without elements: an empty y with an autograd graph, and moments of 0."""
+    zero = torch.zeros(x.shape[:2], dtype=grid.statistics_dtype(x), device=x.device)
+    return normalize_with(x, *policy(zero, zero), weight, bias, **options), zero, zero
+
+
+def _applied(
+    route: Route,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    tail: Tail,
+    out: Tensor | None,
+    link: autograd.Link | None = None,
+) -> Tensor:
+    if route.kind == "formula":
+        y = reference.apply(x, mean, scale, shift, tail)
+    elif route.kind == "kernel" and needs_gradient(x, mean, scale, shift, tail.residual):
+        y = autograd.affine(x, mean, scale, shift, tail, route.backend, link)
+    else:
+        y = route.backend.apply(x, mean, scale, shift, tail, _target_of(route, out, x, tail))
+    return y if out is None else _written(out, y)
+
+
+def _target_of(route: Route, out: Tensor | None, x: Tensor, tail: Tail) -> Tensor | None:
+    """``out`` where the backend may write into it, else None: then the engine copies."""
+    if out is None or route.kind != "kernel" or out.stride() != x.stride():
+        return None
+    if dispatch.transform_in_progress(out) is not None:
+        return None
+    if out.is_inference() and not torch.is_inference_mode_enabled():
+        return None  # the copy raises torch's own error
+    # A residual that shares memory with out may be read after that memory was written.
+    return None if checks.memory_overlaps(out, tail.residual) else out
+
+
+def _written(out: Tensor, y: Tensor) -> Tensor:
+    """``out`` with the values of y, which a backend has written there or elsewhere."""
+    if y is not out:
+        return out.copy_(y)
+    torch.autograd.graph.increment_version(out)  # kernels write behind autograd's back
+    return out

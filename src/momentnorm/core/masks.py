@@ -1,0 +1,160 @@
+"""Masks: statistics of some of a feature map's elements, the valid ones.
+
+No kernel knows of masks. The padding of each plane is filled with a constant near the mean of the
+valid elements, the ordinary engine takes the moments of the filled plane, and a policy
+(:class:`Masked`) takes these back to the moments of the valid elements alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import dispatch
+from .grid import statistics_dtype
+from .pool import Policy, Pool
+
+
+def valid_elements(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """True where an element of (N, C, \\*S) counts: a bool that broadcasts from (N, 1, \\*S).
+
+    For vectors, (N, C), a mask says which samples count.
+
+    Raises:
+        ValueError: both are given, or neither; a shape that does not fit; lengths that are no
+            integers.
+    """
+    samples, spatial = input.size(0), input.dim() - 2
+    if mask is not None:
+        if lengths is not None:
+            raise ValueError("mask and lengths both say which elements are valid: pass one of them")
+        expected = [samples, 1, *input.shape[2:]]
+        if list(mask.shape) != expected:
+            raise ValueError(
+                f"mask should have shape {expected}, (N, 1, *S) or unbatched (1, *S), not "
+                f"{list(mask.shape)}: one value for each place, for all channels"
+            )
+        return mask if mask.dtype == torch.bool else mask != 0
+    if lengths is None:
+        raise ValueError("pass a mask or lengths")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths count elements, and are integers, not {lengths.dtype}")
+    if spatial == 1 and lengths.dim() == 1:
+        lengths = lengths.unsqueeze(1)
+    if list(lengths.shape) != [samples, spatial]:
+        raise ValueError(
+            f"lengths should have shape {[samples, spatial]}, one for each spatial dimension of "
+            f"each sample, or (N,) for inputs (N, C, L); not {list(lengths.shape)}"
+        )
+    valid = torch.ones([samples, 1] + [1] * spatial, dtype=torch.bool, device=input.device)
+    for dimension in range(spatial):
+        size = input.size(2 + dimension)
+        inside = torch.arange(size, device=input.device) < lengths[:, dimension : dimension + 1]
+        shape = [samples, 1] + [1] * spatial
+        shape[2 + dimension] = size
+        valid = valid & inside.view(shape)
+    return valid
+
+
+def checked_valid_elements(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """Do :func:`valid_elements` with checks of type, device and range.
+
+    The lengths are looked at on the CPU alone: elsewhere the program would wait for the device.
+
+    Raises:
+        TypeError: not a tensor.
+        RuntimeError: on another device than the input.
+        ValueError: a length below 0, or beyond the input; and as :func:`valid_elements`.
+    """
+    for name, given in (("mask", mask), ("lengths", lengths)):
+        if given is None:
+            continue
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a Tensor or None, not {type(given).__name__}")
+        if given.device != input.device:
+            raise RuntimeError(
+                f"{name} is on {given.device} and the input on {input.device}: "
+                "move it with .to(input.device)"
+            )
+    valid = valid_elements(input, mask, lengths)
+    if lengths is not None and lengths.device.type == "cpu" and not _symbolic(lengths):
+        sizes = torch.tensor(input.shape[2:], device="cpu")
+        if bool(((lengths < 0) | (lengths > sizes)).any()):
+            raise ValueError(
+                f"lengths should lie between 0 and {tuple(input.shape[2:])}, the sizes of the "
+                f"input, not {lengths.tolist()}"
+            )
+    return valid
+
+
+def _symbolic(lengths: Tensor) -> bool:
+    compiling = torch.compiler.is_compiling()
+    return compiling or dispatch.transform_in_progress(lengths) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    r"""A policy: the moments of the valid elements, from those of the filled plane.
+
+    Of n elements v are valid and the others are a constant c. With the moments
+    :math:`\mu', \sigma'^2` of all n,
+
+    .. math::
+        \mu = c + (\mu' - c) \frac{n}{v}, \qquad
+        \sigma^2 = \sigma'^2 \frac{n}{v} - (\mu - c)^2 \, \frac{n - v}{n}
+
+    where the subtraction takes away little, since c is near the mean. The results do not depend
+    on c, so no gradient flows into it. A plane without valid elements has mean and variance 0.
+
+    Args:
+        size: n.
+        counts: v of each sample, (N, 1).
+        fill: c of each plane, (N, C).
+    """
+
+    size: int
+    counts: Tensor
+    fill: Tensor
+
+    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        ratio = self.size / self.counts.clamp(min=1)
+        offset = (mean - self.fill) * ratio
+        padding = (self.size - self.counts) / self.size
+        return self.fill + offset, (var * ratio - offset.square() * padding).clamp(min=0)
+
+    def over(self, pool: Pool) -> Policy:
+        """The policy of a pool of planes, where each valid element has the same share."""
+
+        def policy(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+            mean, var = self(mean, var)
+            grid, counts = mean.shape, self.counts.expand(mean.shape)
+            share = counts / pool.spread(pool.average(counts), grid).clamp(min=1 / grid.numel())
+            centre = pool.spread(pool.average(share * mean), grid)
+            off_centre = (mean - centre).square()
+            return centre, pool.spread(pool.average(share * (var + off_centre)), grid)
+
+        return policy
+
+    def of_batch(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What running statistics move towards: mean and unbiased variance, (C,), and how many
+        samples have valid elements. One valid element has the unbiased variance 0 here.
+        """
+        mean, var = self(mean, var)
+        samples = (self.counts > 0).sum(dtype=mean.dtype)
+        unbiased = var * (self.counts / (self.counts - 1).clamp(min=1))
+        some = samples.clamp(min=1)
+        return mean.sum(0) / some, unbiased.sum(0) / some, samples
+
+
+def fill(x: Tensor, valid: Tensor) -> tuple[Tensor, Masked]:
+    """x with its padding filled, and the policy that knows of it. No padding reaches a gradient."""
+    dtype = statistics_dtype(x)
+    spatial = tuple(range(2, x.dim()))
+    counts = valid.sum(spatial, dtype=dtype)
+    sums = torch.where(valid, x.detach(), 0).sum(spatial, dtype=dtype)
+    # Rounded as x is, so that the filled plane holds exactly what the policy believes.
+    constant = (sums / counts.clamp(min=1)).to(x.dtype)
+    filled = torch.where(valid, x, constant.view(constant.shape + (1,) * len(spatial)))
+    return filled, Masked(x.shape[2:].numel(), counts, constant.to(dtype))

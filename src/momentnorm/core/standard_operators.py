@@ -1,0 +1,147 @@
+"""Standard operators: the functional forms in torch's own, for graphs that leave the process.
+
+Exported and traced programs may run where momentnorm is not installed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# By name, so that they stay torch's functions under momentnorm.patch().
+from torch.nn.functional import batch_norm as torch_batch_norm
+from torch.nn.functional import group_norm as torch_group_norm
+from torch.nn.functional import instance_norm as torch_instance_norm
+
+from .backends.reference import activate
+from .checks import HALF_DTYPES
+from .grid import move_towards
+from .masks import valid_elements
+from .options import Options
+from .tail import parse_activation
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    options: Options,
+) -> Tensor:
+    """:func:`momentnorm.functional.instance_norm` in torch's operators."""
+    given = running_mean, running_var, weight, bias
+    if options.mask is None and options.lengths is None:
+        y = torch_instance_norm(input, *given, use_input_stats, momentum, eps)
+        return _finished(y, input, options)
+    padding, x = _padding(input, options)
+    if use_input_stats:
+        centred, mean, var, counts = _masked_moments(x, padding, tuple(range(2, x.dim())))
+        if running_mean is not None and running_var is not None:
+            used = counts > 0
+            samples = used.sum(0).clamp(min=1).flatten()
+            unbiased = var * (counts / (counts - 1).clamp(min=1))
+            share = momentum * used.any().to(mean.dtype)
+            move_towards(running_mean, (mean.sum(0).flatten() / samples).detach(), share)
+            move_towards(running_var, (unbiased.sum(0).flatten() / samples).detach(), share)
+        y = _affine(centred * torch.rsqrt(var + eps), weight, bias).to(x.dtype)
+    else:
+        y = torch_instance_norm(x, *given, False, momentum, eps)
+    return _finished(y, input, options, padding)
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    options: Options,
+) -> Tensor:
+    """:func:`momentnorm.functional.batch_norm` in torch's operators."""
+    given = running_mean, running_var, weight, bias
+    if options.mask is None and options.lengths is None:
+        y = torch_batch_norm(input, *given, training, momentum, eps)
+        return _finished(y, input, options)
+    padding, x = _padding(input, options)
+    if training:
+        pool = (0, *range(2, x.dim()))
+        centred, mean, var, counts = _masked_moments(x, padding, pool)
+        if running_mean is not None and running_var is not None:
+            share = momentum * (counts > 0).any().to(mean.dtype)
+            unbiased = var * (counts / (counts - 1).clamp(min=1))
+            move_towards(running_mean, mean.flatten().detach(), share)
+            move_towards(running_var, unbiased.flatten().detach(), share)
+        y = _affine(centred * torch.rsqrt(var + eps), weight, bias).to(x.dtype)
+    else:
+        y = torch_batch_norm(x, *given, False, momentum, eps)
+    return _finished(y, input, options, padding)
+
+
+def group_norm(
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    options: Options,
+) -> Tensor:
+    """:func:`momentnorm.functional.group_norm` in torch's operators."""
+    if options.mask is None and options.lengths is None:
+        return _finished(torch_group_norm(input, num_groups, weight, bias, eps), input, options)
+    padding, x = _padding(input, options)
+    groups = x.reshape(x.size(0), num_groups, -1, *x.shape[2:])
+    group_padding = padding.unsqueeze(1).expand_as(groups)
+    centred, _, var, _ = _masked_moments(groups, group_padding, tuple(range(2, groups.dim())))
+    standardized = (centred * torch.rsqrt(var + eps)).reshape(x.shape)
+    y = _affine(standardized, weight, bias).to(x.dtype)
+    return _finished(y, input, options, padding)
+
+
+def _padding(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
+    """Where the input has no valid element, and the input with zeros there."""
+    padding = ~valid_elements(input, options.mask, options.lengths)
+    return padding, input.masked_fill(padding, 0)
+
+
+def _finished(y: Tensor, input: Tensor, options: Options, padding: Tensor | None = None) -> Tensor:
+    """y with its tail, zeros in its padding, in the tensor where the caller wants it."""
+    residual = options.residual
+    if residual is not None:
+        y = y + (residual if padding is None else residual.masked_fill(padding, 0))
+    y = activate(y, *parse_activation(options.activation))
+    if padding is not None:
+        y = y.masked_fill(padding, 0)
+    if options.inplace:
+        return input.copy_(y)
+    return y if options.out is None else options.out.copy_(y)
+
+
+def _masked_moments(
+    x: Tensor,  # 0 in its padding
+    padding: Tensor,
+    pool: tuple[int, ...],  # the dimensions that share their statistics
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x minus the mean of its valid elements, their mean and variance, and their number."""
+    if x.dtype in HALF_DTYPES:
+        x = x.float()
+    counts = (~padding).sum(pool, keepdim=True)
+    divisor = counts.clamp(min=1)
+    mean = x.sum(pool, keepdim=True) / divisor
+    centred = (x - mean).masked_fill(padding, 0)
+    return centred, mean, centred.square().sum(pool, keepdim=True) / divisor, counts
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    per_channel = (1, x.size(1)) + (1,) * (x.dim() - 2)
+    if weight is not None:
+        x = x * weight.view(per_channel)
+    if bias is not None:
+        x = x + bias.view(per_channel)
+    return x

@@ -1,0 +1,180 @@
+"""``momentnorm explain``: options, and errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..support.arguments import Parser
+from ..support.files import check_path
+from ..support.terminal import answer
+from . import example, files
+from .call import explain
+from .names import names
+from .needs import has
+from .saving import SUFFIXES, save
+from .trace import ExplainError, Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PROGRAM = "momentnorm explain"
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+_EPILOG = f"""\
+layers:
+  {", ".join(names())}
+inputs:
+  .npy and .json (nested lists) hold a feature map (N, C, ...); .csv one plane, a row a line;
+  an image is one sample of 1 or 3 channels, from 0 to 1
+examples:
+  {PROGRAM} instance --example
+  {PROGRAM} batch --input x.npy --backward one -o steps.html
+  {PROGRAM} group --example --groups 1 --weight 2,1 --bias 0,5 --steps mean,var,y
+  {PROGRAM} batch --example --eval --set running_mean=5,14 --set running_var=8,9
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run ``momentnorm explain``. The exit code is 0, or 2 for wrong input."""
+    return answer(PROGRAM, lambda: _explain(_parsed(argv)))
+
+
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog=PROGRAM,
+        description="What a normalization computes, step by step, with the numbers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("layer", metavar="LAYER", help="one of those below")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", type=Path, metavar="FILE", help="the input, of a kind below")
+    source.add_argument(
+        "--example", action="store_true", help="the 2 x 2 x 2 x 2 example that tutorials print"
+    )
+    parser.add_argument("--dtype", choices=_DTYPES, help="of the input; default: the file's own")
+    parser.add_argument("--eval", action="store_true", help="evaluation mode, not training")
+    parser.add_argument("--eps", type=float, metavar="E", help="added to the variance")
+    parser.add_argument("--weight", metavar="V,V,...", help="gamma: a value for each, or one")
+    parser.add_argument("--bias", metavar="V,V,...", help="beta: a value for each, or one")
+    parser.add_argument("--groups", type=int, metavar="G", help="of group; default 2")
+    parser.add_argument("--activation", metavar="NAME", help="relu, leaky_relu, silu, gelu ...")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any further argument, parameter or buffer of the layer; repeatable",
+    )
+    parser.add_argument(
+        "--backward",
+        nargs="?",
+        const="ones",
+        metavar="GRADIENT",
+        help="the backward too: of the sum of all outputs (ones), of the first one (one), or a "
+        "gradient from a file",
+    )
+    parser.add_argument("--steps", metavar="NAME,...", help="show these steps alone")
+    parser.add_argument("--precision", type=int, default=4, metavar="P", help="digits; default 4")
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"write a file, and print nothing; one of {', '.join(SUFFIXES)}; repeatable",
+    )
+    return parser.parse_args(argv)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    if not 0 <= arguments.precision <= 16:
+        raise ExplainError(f"--precision {arguments.precision}: choose 0 to 16 digits")
+    for path in arguments.out:
+        check_path(path, SUFFIXES)
+    x = torch.tensor(example.X) if arguments.example else files.read(arguments.input)
+    if arguments.dtype:
+        x = x.to(getattr(torch, arguments.dtype))
+    options = _options(arguments)
+    gradient = arguments.backward
+    if gradient not in (None, "ones", "one"):
+        gradient = files.read(Path(gradient))
+    trace = _trace(arguments.layer, x, gradient, options)
+    if arguments.example and arguments.layer == "instance" and not options:
+        trace.checks += example.compare(trace)
+    if arguments.steps:
+        trace = trace.only(*(name.strip() for name in arguments.steps.split(",")))
+    for path in arguments.out:
+        print(save(trace, path, arguments.precision))
+    if not arguments.out:
+        _print(trace, arguments.precision)
+    return 0
+
+
+def _trace(layer: str, x: Any, gradient: Any, options: dict[str, Any]) -> Trace:
+    try:
+        return explain(layer, x, gradient=gradient, **options)
+    except ExplainError:
+        raise
+    except (ValueError, TypeError, RuntimeError, IndexError) as error:
+        # What the layer says about such an input; NotImplementedError is a RuntimeError.
+        raise ExplainError(f"{layer}: {error}") from error
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if arguments.eval:
+        found["training"] = False
+    for name, option in (("eps", "eps"), ("groups", "num_groups"), ("activation", "activation")):
+        if getattr(arguments, name) is not None:
+            found[option] = getattr(arguments, name)
+    pairs = [(name, getattr(arguments, name)) for name in ("weight", "bias")]
+    for text in arguments.set:
+        name, equals, value = text.partition("=")
+        if not (name and equals and value):
+            raise ExplainError(f"--set {text}: write NAME=VALUE, such as momentum=0.2")
+        pairs.append((name.strip(), value))
+    for name, value in pairs:
+        if value is not None:
+            found[name] = _value(name, value)
+    return found
+
+
+def _value(name: str, text: str) -> Any:
+    """A number, a list of numbers, True, False or None; other words are strings."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        value = ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError):
+        if text.replace("_", "").isalpha():
+            return text
+        raise ExplainError(f"{name}={text}: write a number, or numbers as 1,2.5") from None
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _print(trace: Trace, precision: int) -> None:
+    if not sys.stdout.isatty():  # the same text wherever it goes
+        print(trace.text(precision=precision), end="")
+        return
+    width = shutil.get_terminal_size().columns
+    if has("rich"):
+        from rich.console import Console
+
+        from .text import rich_lines
+
+        console = Console()
+        for line in rich_lines(trace, precision, width):
+            console.print(line)
+        return
+    print(trace.text(precision=precision, width=width), end="")

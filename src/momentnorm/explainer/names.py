@@ -1,0 +1,108 @@
+"""Layers by name, made for one input: what ``explain("instance", x)`` and the command explain."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import by_name
+from .trace import ExplainError
+
+#: Of :func:`momentnorm.get_norm_layer`'s names those that are explained, and two of its own:
+#: "layer" and "rms" are torch's layers here, with a weight for each element.
+_NAMES = (
+    *("instance", "batch", "group", "layer", "rms", "local_response"),
+    *("switchable", "batch_instance", "ibn", "contrast"),
+    *("filter_response", "evonorm_b0", "evonorm_s0"),
+)
+
+#: Normalized over all axes but the first.
+_OF_ELEMENTS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+
+#: These take vectors (N, C).
+_OF_VECTORS = ("batch", "group", "switchable")
+
+#: Options that are values of parameters and buffers, not arguments of a constructor.
+_VALUES = (
+    *("weight", "bias", "running_mean", "running_var"),
+    *("mean_weight", "var_weight", "gate", "tau", "v"),
+)
+
+
+def names() -> list[str]:
+    """The names that :func:`momentnorm.explain` takes in place of a layer."""
+    return list(_NAMES)
+
+
+def build(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
+    """The layer of this name for this input.
+
+    Options that are parameters or buffers of the layer are its values; ``training`` is its mode;
+    the others go to its constructor.
+
+    Raises:
+        ExplainError: an unknown name or option; values of another size.
+    """
+    if name not in _OF_ELEMENTS and name not in by_name._REGISTRY:
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), _NAMES, 1, 0.5)
+        nearest = f"; did you mean {near[0]!r}?" if near else ":"
+        raise ExplainError(f"no layer is named {name!r}{nearest} Known are {', '.join(_NAMES)}")
+    options = dict(options)
+    training = bool(options.pop("training", True))
+    values = {key: options.pop(key) for key in _VALUES if options.get(key) is not None}
+    if name in ("instance", "group") and {"weight", "bias"} & values.keys():
+        options["affine"] = True
+    if name == "instance" and {"running_mean", "running_var"} & values.keys():
+        options["track_running_stats"] = True
+    try:
+        layer = _made(name, x, options)
+    except (TypeError, ValueError) as error:
+        raise ExplainError(str(error)) from None
+    if x.is_floating_point():
+        layer = layer.to(x.dtype)
+    _fill(name, layer, values)
+    return layer.train(training)
+
+
+def _made(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
+    if name in _OF_ELEMENTS:
+        return _OF_ELEMENTS[name](**{"normalized_shape": x.shape[1:], **options})
+    channels, spatial = x.shape[1], x.dim() - 2
+    if spatial == 0:
+        if name not in _OF_VECTORS:
+            raise ExplainError(
+                f"{name} takes planes (N, C, *S), not vectors of shape {tuple(x.shape)}: "
+                "add the missing dimensions"
+            )
+        spatial = 1
+    if name in ("group", "evonorm_s0"):
+        groups = options.pop("num_groups", 2)
+        if groups < 1 or channels % groups:
+            divisors = [str(count) for count in range(1, channels + 1) if channels % count == 0]
+            raise ExplainError(
+                f"{groups} groups do not divide {channels} channels: choose one of "
+                f"{', '.join(divisors)}"
+            )
+        options["num_groups" if name == "group" else "groups"] = groups
+    return by_name.get_norm_layer(name, dimensions=spatial, **options)(channels)
+
+
+@torch.no_grad()
+def _fill(name: str, layer: nn.Module, values: dict[str, Any]) -> None:
+    own = dict(layer.named_parameters()) | dict(layer.named_buffers())
+    for key, given in values.items():
+        if key not in own:
+            raise ExplainError(
+                f"{name} has no {key}: it has {', '.join(own) or 'neither parameters nor buffers'}"
+            )
+        target = own[key]
+        source = torch.as_tensor(given, dtype=target.dtype).flatten()
+        if source.numel() not in (1, target.numel()):
+            raise ExplainError(
+                f"{key} has {target.numel()} values for this input, one for each, not "
+                f"{source.numel()}"
+            )
+        target.copy_(source.expand(target.numel()).reshape(target.shape))

@@ -1,0 +1,60 @@
+"""IBN: instance normalization of the first channels, batch normalization of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Layer
+from .batch_norm import BatchNorm2d
+from .instance_norm import InstanceNorm2d
+
+
+class IBN(Layer):
+    """Instance normalization of the first channels, batch normalization of the others.
+
+    Of C channels the first ``int(C * ratio)`` go through an affine InstanceNorm2d, ``IN``, and the
+    rest through a BatchNorm2d, ``BN`` (Pan, Luo, Shi and Tang, *Two at Once: Enhancing Learning and
+    Generalization Capacities via IBN-Net*, arXiv 1807.09441). The names are those of the authors'
+    checkpoints.
+
+    Args:
+        num_features: C, the number of channels.
+        ratio: the share of the channels that is instance normalized.
+
+    Shape:
+        (N, C, H, W), and the output alike, in the input's memory layout.
+
+    Raises:
+        ValueError: ``ratio`` leaves one of the two without channels, when constructed; one pixel a
+            plane, in training or evaluation.
+        RuntimeError: another number of channels.
+
+    >>> IBN(4)(torch.randn(2, 4, 8, 8)).shape
+    torch.Size([2, 4, 8, 8])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        ratio: float = 0.5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        first = int(num_features * ratio)
+        if not 0 < first < num_features:
+            raise ValueError(
+                f"ratio={ratio} of {num_features} channels is {first}: both norms need a channel; "
+                "choose another ratio, or InstanceNorm2d or BatchNorm2d alone"
+            )
+        self.num_features = num_features
+        self.instance_channels = first
+        self.IN = InstanceNorm2d(first, affine=True, device=device, dtype=dtype)
+        self.BN = BatchNorm2d(num_features - first, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        # Copies, in the input's own layout: half of the channels are not together in memory.
+        sizes = [self.instance_channels, self.num_features - self.instance_channels]
+        first, rest = (part.clone() for part in torch.split(input, sizes, 1))
+        return torch.cat((self.IN(first), self.BN(rest)), 1)

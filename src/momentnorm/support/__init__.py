@@ -1,0 +1,1 @@
+"""Support: the parts that the command lines share."""

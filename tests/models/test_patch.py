@@ -1,0 +1,300 @@
+"""patch: whose functions torch.nn.functional's normalizations are, where, and for how long."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.functional import instance_norm as held_before
+
+import momentnorm
+from momentnorm import functional, patch
+from momentnorm.models import patch as patch_module
+
+deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:DeprecationWarning")
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+THEIRS = {name: getattr(F, name) for name in patch_module._NAMES}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of ours that were called."""
+    called = []
+
+    def counting(function):
+        def call(*args, **kwargs):
+            called.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return call
+
+    for name in patch_module._NAMES:
+        monkeypatch.setattr(functional, name, counting(getattr(functional, name)))
+    return called
+
+
+def _is_undone():
+    return {
+        name: getattr(F, name) for name in patch_module._NAMES
+    } == THEIRS and not patch_module._active
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left():
+    yield
+    assert _is_undone()
+
+
+X = torch.linspace(-1, 2, 2 * 4 * 5).view(2, 4, 5) ** 2
+
+CALLS = {
+    "instance_norm": [
+        lambda x: F.instance_norm(x),
+        lambda x: F.instance_norm(input=x, eps=1e-3),
+        lambda x: F.instance_norm(nn.Parameter(x)),
+        lambda x: F.instance_norm(
+            x, torch.zeros(4), torch.ones(4), torch.rand(4), torch.rand(4), True, 0.5, 1e-2
+        ),
+    ],
+    "batch_norm": [
+        lambda x: F.batch_norm(x, None, None, training=True),
+        lambda x: F.batch_norm(
+            x, torch.zeros(4), torch.ones(4), torch.rand(4), torch.rand(4), False, 0.5, 1e-2
+        ),
+        lambda x: F.batch_norm(input=x, running_mean=torch.zeros(4), running_var=torch.ones(4)),
+    ],
+    "group_norm": [
+        lambda x: F.group_norm(x, 2),
+        lambda x: F.group_norm(x, 4, torch.rand(4), torch.rand(4), 1e-2),
+        lambda x: F.group_norm(num_groups=2, input=x, weight=torch.rand(4)),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [(name, call) for name, some in CALLS.items() for call in some]
+)
+def test_every_way_to_call_reaches_ours(name, call, calls):
+    torch.manual_seed(0)
+    expected = call(X)
+    assert calls == []
+    with patch():
+        torch.manual_seed(0)
+        found = call(X)
+        assert inspect.signature(getattr(F, name)) == inspect.signature(THEIRS[name])
+    assert calls == [name]
+    torch.testing.assert_close(found, expected)
+    call(X)
+    assert calls == [name]
+
+
+def test_gradients_and_running_statistics():
+    results = []
+    for patched in (False, True):
+        x, weight = X.clone().requires_grad_(), torch.ones(4, requires_grad=True)
+        mean, var = torch.zeros(4), torch.ones(4)
+        if patched:
+            with patch():
+                y = F.batch_norm(x, mean, var, weight, training=True)
+        else:
+            y = F.batch_norm(x, mean, var, weight, training=True)
+        y.pow(3).sum().backward()
+        results.append([x.grad, weight.grad, mean, var])
+    for mine, right in zip(*results, strict=True):
+        torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_torchs_use_ours_and_ours_still_do(calls):
+    layers = [nn.InstanceNorm1d(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)]
+    expected = [layer(X) for layer in layers]
+    with patch():
+        for layer, right in zip(layers, expected, strict=True):
+            torch.testing.assert_close(layer(X), right)
+        assert calls == ["instance_norm", "batch_norm", "group_norm"]
+        momentnorm.InstanceNorm1d(4)(X)
+        momentnorm.SwitchableNorm1d(4)(X[..., 0])
+        momentnorm.ContrastNorm2d()(X[None])
+        F.layer_norm(X, (5,)), F.rms_norm(X, (5,)), F.relu(X)
+    assert calls[3:] == ["instance_norm"]
+
+
+def test_nested_patches_end_with_the_last(calls):
+    outer = patch()
+    with outer:
+        with patch(), outer:  # the same one again, too
+            F.instance_norm(X)
+        F.instance_norm(X)
+        assert len(calls) == 2
+    assert _is_undone()
+
+
+def test_an_exception_ends_it():
+    with pytest.raises(ValueError, match="mine"), patch():
+        raise ValueError("mine")
+    assert _is_undone()
+    with pytest.raises(RuntimeError, match="weight should have shape"), patch():
+        F.instance_norm(X, weight=torch.ones(3))
+
+
+def test_start_stop_and_permanent(calls):
+    permanent, other = patch(permanent=True), patch().start()
+    permanent.stop()  # in any order
+    F.group_norm(X, 2)
+    other.stop()
+    assert calls == ["group_norm"]
+    assert _is_undone()
+    for ended in (permanent, other, patch()):
+        with pytest.raises(RuntimeError, match="has not been started: call start"):
+            ended.stop()
+
+
+def test_functions_that_somebody_holds(calls):
+    with patch():
+        held_before(X)
+        assert calls == []
+        held_inside = F.instance_norm
+        held_inside(X)
+        assert calls == ["instance_norm"]
+    held_inside(X)
+    assert calls == ["instance_norm"]
+
+
+def test_what_somebody_else_has_put_there_comes_back(monkeypatch):
+    def before(*args, **kwargs):
+        raise AssertionError("not while it is patched")
+
+    def since(*args, **kwargs):
+        return held(*args, **kwargs)
+
+    with monkeypatch.context() as others:
+        others.setattr(F, "batch_norm", before)
+        patched = patch().start()
+        F.batch_norm(X, None, None, training=True)
+        patched.stop()
+        assert F.batch_norm is before
+    patched.start()
+    held = F.batch_norm
+    F.batch_norm = since
+    patched.stop()
+    assert F.batch_norm is since
+    with patch():
+        F.batch_norm(X, None, None, training=True)
+    assert F.batch_norm is since
+    since(X, None, None, training=True)
+    F.batch_norm = THEIRS["batch_norm"]
+
+
+def test_every_thread_has_it(calls):
+    with patch():
+        thread = threading.Thread(target=lambda: F.instance_norm(X))
+        thread.start()
+        thread.join()
+    assert calls == ["instance_norm"]
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_checkpoints_compute_with_ours_again(use_reentrant, calls):
+    def norm(x):
+        return F.instance_norm(x).pow(3)
+
+    x, expected = X.clone().requires_grad_(), X.clone().requires_grad_()
+    with patch():
+        y = torch.utils.checkpoint.checkpoint(norm, x, use_reentrant=use_reentrant)
+        y.sum().backward()
+    assert calls == ["instance_norm"] * 2
+    norm(expected).sum().backward()
+    torch.testing.assert_close(x.grad, expected.grad, rtol=1e-4, atol=1e-4)
+
+
+class Tagged(torch.Tensor):
+    pass
+
+
+def test_what_no_kernel_takes_and_subclasses_are_torchs(calls, backend):
+    with patch():
+        y = F.instance_norm(X.as_subclass(Tagged))
+        assert type(y) is Tagged
+        graph = torch.fx.symbolic_trace(lambda x: F.instance_norm(x))
+        assert calls == []
+        if backend == "cpu":
+            assert F.instance_norm(X.to("meta")).is_meta
+            F.instance_norm(torch.randn(2, 4, 10)[:, :, ::2])
+            assert calls == []
+        torch.testing.assert_close(graph(X), held_before(X))
+        with pytest.raises(TypeError):
+            F.instance_norm()
+        with pytest.raises((TypeError, AttributeError)):
+            F.instance_norm(3)
+    torch.testing.assert_close(graph(X), held_before(X))
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        return F.relu(F.instance_norm(self.norm(x)))
+
+
+def test_compiled_code_knows_whether_it_is_patched():
+    torch._dynamo.reset()
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append({str(node.target) for node in graph.graph.nodes})
+        return graph.forward
+
+    model = Model()
+    compiled = torch.compile(model, backend=keep, fullgraph=True)
+    expected = model(X)
+    torch.testing.assert_close(compiled(X), expected)
+    with patch():
+        torch.testing.assert_close(compiled(X), expected)
+        with patch():
+            compiled(X)
+    compiled(X)
+    theirs, ours = graphs
+    for name in ("instance_norm", "batch_norm"):
+        assert any(f"function {name}" in target for target in theirs)
+        assert not any(f"function {name}" in target for target in ours)
+    torch._dynamo.reset()
+
+
+def test_a_compiler_that_is_first_used_under_a_patch(backend):
+    if backend != "cpu":
+        pytest.skip("once is enough")
+    program = """
+import torch, momentnorm
+F = torch.nn.functional
+x = torch.randn(2, 4, 5)
+expected = F.instance_norm(x)
+def keep(graph, inputs):
+    assert not any("function instance_norm" in str(node.target) for node in graph.graph.nodes)
+    return graph.forward
+with momentnorm.patch():
+    found = torch.compile(lambda x: F.instance_norm(x), backend=keep, fullgraph=True)(x)
+torch.testing.assert_close(found, expected)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@deprecated
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_scripts_traces_and_exports_have_torchs_operators():
+    model = Model().eval()
+    with patch():
+        scripted, traced = torch.jit.script(model), torch.jit.trace(model, X)
+        exported = torch.export.export(model, (X,)).module()
+    for graph in (scripted, traced, exported):
+        assert torch.equal(graph(X), model(X))
+    assert "momentnorm" not in str(traced.graph)
+    assert "momentnorm" not in str(exported.graph)
