@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "figure": {"core", "explainer", "layers", "support"},
     "explore": {"explainer", "figure", "support"},
     "stylize": {"", "layers", "models", "support"},
-    "studies": {"", "layers", "stylize", "support"},
+    "studies": {"", "core", "functional", "layers", "stylize", "support"},
     "cli": {"doctor", "explainer", "explore", "figure", "studies", "stylize", "support"},
     "__main__": {"cli"},
     "": {"core", "functional", "layers", "models", "moments", "explainer"},

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import momentnorm
-from momentnorm.explainer import ExplainError, Step, Worked, explain
+from momentnorm.explainer import Step, Worked, explain
 from momentnorm.explainer.example import X
 from momentnorm.explainer.layout import layout, letter, number, worked
+from momentnorm.support.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -185,9 +186,9 @@ def test_text_in_a_terminal(trace):
 
 
 def test_saving_says_what_it_knows(trace, tmp_path):
-    with pytest.raises(ExplainError, match=r"choose one of \.txt, \.md, \.html, \.json"):
+    with pytest.raises(UserError, match=r"choose one of \.txt, \.md, \.html, \.json"):
         trace.save(tmp_path / "steps.pdf")
-    with pytest.raises(ExplainError, match="does not exist"):
+    with pytest.raises(UserError, match="does not exist"):
         trace.save(tmp_path / "nowhere" / "steps.txt")
 
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from momentnorm.cli import main
-from momentnorm.explainer import ExplainError
-from momentnorm.studies import depth_activations
+from momentnorm.studies import StudyError, depth_activations
 from momentnorm.studies.depth_activations import (
     MEASURES,
     NORMS,
@@ -125,7 +124,7 @@ def test_no_memory_is_one_line(monkeypatch):
         return torch.empty(2**60)
 
     monkeypatch.setattr(depth_activations, "stripes", exhausted)
-    with pytest.raises(ExplainError, match="not enough memory: choose a smaller size"):
+    with pytest.raises(StudyError, match="not enough memory: choose a smaller size"):
         study(["none"], **SMALL)
 
 

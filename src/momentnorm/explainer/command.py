@@ -13,11 +13,11 @@ import torch
 
 from ..support.arguments import Parser
 from ..support.files import check_path
+from ..support.packages import has
 from ..support.terminal import answer
 from . import example, files
 from .call import explain
 from .names import names
-from .needs import has
 from .saving import SUFFIXES, save
 from .trace import ExplainError, Trace
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .needs import needed
+from ..support.packages import require
 from .trace import ExplainError
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _array(path: Path) -> Tensor:
-    needed("numpy", "a .npy file")
+    require("numpy", "a .npy file")
     import numpy as np
 
     values = torch.from_numpy(np.load(path, allow_pickle=False))
@@ -83,8 +83,8 @@ def _array(path: Path) -> Tensor:
 
 
 def _image(path: Path) -> Tensor:
-    needed("PIL", "an image")
-    needed("numpy", "an image")
+    require("PIL", "an image")
+    require("numpy", "an image")
     import numpy as np
     from PIL import Image, ImageOps
 

@@ -11,8 +11,8 @@ import textwrap
 from itertools import groupby
 from typing import Any
 
+from ..support.packages import require
 from .layout import Table, heading, layout, letter
-from .needs import needed
 from .trace import Step, Trace
 
 #: In inches.
@@ -31,7 +31,7 @@ def draw(trace: Trace, form: str, precision: int) -> bytes:
     Raises:
         ExplainError: matplotlib is missing.
     """
-    needed("matplotlib", "a picture")
+    require("matplotlib", "a picture")
     import matplotlib
 
     with matplotlib.rc_context(

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import momentnorm
 
-from ..explainer.trace import ExplainError
 from ..support.machine import available_memory, is_out_of_memory
+from .errors import StudyError
 
 _Maker = Callable[[int], nn.Module]
 
@@ -104,13 +104,13 @@ def study(
     the batch.
 
     Raises:
-        ExplainError: an unknown norm; a size that is too small, or needs more memory than there is;
+        StudyError: an unknown norm; a size that is too small, or needs more memory than there is;
             a rate or gain that is not finite; a seed that is none.
     """
     chosen = list(NORMS) if norms is None else norms
     for name in chosen:
         if name not in NORMS:
-            raise ExplainError(f"no norm is named {name!r}: choose of {', '.join(NORMS)}")
+            raise StudyError(f"no norm is named {name!r}: choose of {', '.join(NORMS)}")
     for what, value, least in (
         ("depth", depth, 1),
         ("channels", channels, 4),
@@ -119,19 +119,19 @@ def study(
         ("steps", steps, 0),
     ):
         if value < least:
-            raise ExplainError(f"{what} {value}: at least {least}")
+            raise StudyError(f"{what} {value}: at least {least}")
     if channels % 4:
-        raise ExplainError(f"channels {channels}: a multiple of 4, for GroupNorm's groups")
+        raise StudyError(f"channels {channels}: a multiple of 4, for GroupNorm's groups")
     if not (math.isfinite(rate) and rate >= 0):
-        raise ExplainError(f"rate {rate:g}: a finite number from 0 up")
+        raise StudyError(f"rate {rate:g}: a finite number from 0 up")
     if not math.isfinite(gain):
-        raise ExplainError(f"gain {gain:g}: a finite number")
+        raise StudyError(f"gain {gain:g}: a finite number")
     if not 0 <= seed < 2**63:
-        raise ExplainError(f"seed {seed}: a whole number from 0 to 2**63 - 1")
+        raise StudyError(f"seed {seed}: a whole number from 0 to 2**63 - 1")
     needed = depth * batch * channels * size**2 * _BYTES_PER_VALUE
     # Linux promises more memory than it has, and then kills the program without a word.
     if needed > (available_memory() or math.inf):
-        raise ExplainError(f"more than {needed // 10**6} MB of memory are needed: {_SMALLER}")
+        raise StudyError(f"more than {needed // 10**6} MB of memory are needed: {_SMALLER}")
     common = depth, channels, size, batch, steps, rate, gain, seed
     state = torch.random.get_rng_state()
     try:
@@ -139,7 +139,7 @@ def study(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ExplainError(f"not enough memory: {_SMALLER}") from error
+        raise StudyError(f"not enough memory: {_SMALLER}") from error
     finally:
         torch.random.set_rng_state(state)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command. What is wrong with its options is raised as an ExplainError."""
+    """Run the command. What is wrong with its options is raised as an StudyError."""
     parser = Parser(
         prog="momentnorm study depth",
         description="What happens to activations through a deep network, by norm and layer, over "

@@ -6,7 +6,7 @@ import io
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..explainer.needs import needed
+from ..support.packages import require
 from .depth_activations import MEASURES, Course, Study
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _FLOOR = 1e-32
 
 def draw(found: Study, form: str) -> bytes:
     """An "svg" or "png": before training and after, by layer; and the loss by step."""
-    needed("matplotlib", "a picture")
+    require("matplotlib", "a picture")
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -55,8 +55,8 @@ def draw(found: Study, form: str) -> bytes:
 
 def animate(found: Study) -> bytes:
     """A GIF: a frame for each step of training; the last one stays longer."""
-    needed("matplotlib", "an animation")
-    needed("PIL", "an animation")
+    require("matplotlib", "an animation")
+    require("PIL", "an animation")
     import matplotlib
     from PIL import Image
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from .command import main as stylize
 from .styles import FOLDER
 
 #: The options of ``momentnorm stylize train`` for each, beside --style and -o.
