@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from benchmarks import accuracy
 
-import momentnorm
 from momentnorm.core.backends import cpu
 from momentnorm.layers import by_name
 
