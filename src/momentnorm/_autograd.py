@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from . import _dispatch, _ops
 from ._second_order import NormalizeBackward
 from .backends import PLAIN, Tail, reference
+from .backends.operands import dense
 from .pool import INSTANCE, Pool
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *activated_with = ctx.saved_tensors
+        x, weight, *activated_with = _saved(ctx)
         bias, residual = activated_with or (None, None)
         call: Call = ctx.call
         needs_dx, needs_dweight, needs_dbias, needs_dresidual, *_ = needs = ctx.needs_input_grad
@@ -139,6 +140,12 @@ class _Normalize(torch.autograd.Function):
             gradient if needs_dresidual and not activated else dresidual,
             None,
         )
+
+
+def _saved(ctx: Any) -> list[Any]:
+    """The saved tensors, x first, which a hook may have given back in any layout."""
+    x, *others = ctx.saved_tensors
+    return [dense(x), *others]
 
 
 def _as(dtype: torch.dtype | None, gradient: Tensor) -> Tensor:
@@ -210,7 +217,7 @@ class _Moments(torch.autograd.Function):
     def backward(
         ctx: Any, dmean: Tensor | None, dvar: Tensor | None, gradient: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, mean = ctx.saved_tensors
+        x, mean = _saved(ctx)
         given = [values for values in (dmean, dvar) if values is not None]
         if not given and gradient is None:
             return None, None, None
@@ -231,8 +238,16 @@ class _Moments(torch.autograd.Function):
         return dx, None, None
 
 
+#: mean, var, weight, bias and eps of a call with given moments, one value for each channel.
+Given: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]
+
+
 class _Affine(torch.autograd.Function):
-    """y = tail((x - mean) * scale + shift), with (N, C) tensors from outside."""
+    """y = tail((x - mean) * scale + shift), with (N, C) tensors from outside.
+
+    Where the map was made of given moments, the forward is the backend's ``normalize_with`` of
+    these. So y has the same bits as without a graph.
+    """
 
     @staticmethod
     def forward(
@@ -246,9 +261,14 @@ class _Affine(torch.autograd.Function):
         link: Link | None,
         tail: Tail,
         backend: ModuleType,
+        given: Given | None,
     ) -> Tensor:
         _Affine.save(ctx, x, mean, scale, shift, tail, backend, link)
-        y: Tensor = backend.apply(x, mean, scale, shift, tail)
+        y: Tensor
+        if given is None:
+            y = backend.apply(x, mean, scale, shift, tail)
+        else:
+            y = backend.normalize_with(x, *given, tail)
         return y
 
     @staticmethod
@@ -271,7 +291,7 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, scale, shift, residual = ctx.saved_tensors
+        x, mean, scale, shift, residual = _saved(ctx)
         needs_dx, *needs_sums, needs_dresidual = needs = ctx.needs_input_grad[:5]
         tail: Tail = ctx.tail if residual is None else ctx.tail._replace(residual=residual)
         # Without an activation the residual's gradient is this one.
@@ -301,7 +321,7 @@ class _Affine(torch.autograd.Function):
                 dmean = -scale * dshift
         if needs_dresidual and not of_residual:
             dresidual = gradient
-        return dx, dmean, dscale, dshift, dresidual, passed_on, None, None, None
+        return dx, dmean, dscale, dshift, dresidual, passed_on, None, None, None, None
 
 
 def _node(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -330,12 +350,15 @@ def affine(
     tail: Tail,
     backend: ModuleType,
     link: Link | None = None,
+    given: Given | None = None,
 ) -> Tensor:
     """``tail((x - mean) * scale + shift)``"""
     token = None
     if link is not None:
         token, link.token = link.token, None  # or the node would hold itself
-    y: Tensor = _apply_affine(x, mean, scale, shift, tail.residual, token, link, tail, backend)
+    y: Tensor = _apply_affine(
+        x, mean, scale, shift, tail.residual, token, link, tail, backend, given
+    )
     return y
 
 

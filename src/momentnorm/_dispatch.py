@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from .backends import ACTIVATIONS, cpu, reference, triton
+from .backends.operands import check_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,6 +162,18 @@ def check_operands(
             )
 
 
+def _check_statistics_memory(running_mean: Tensor, running_var: Tensor) -> None:
+    """Raise before anything is computed, so that no statistic moves without the other.
+
+    The memory of all other operands is checked where a kernel is given its address.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.get_dynamic_layer_stack_depth():
+        return
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if type(statistic) is Tensor:
+            check_memory(name, statistic)
+
+
 def _is_usual(
     operand: Tensor,
     shape: tuple[int],
@@ -181,13 +194,18 @@ def _is_usual(
 def check_statistics_given(
     option: str, of_input: bool, running_mean: Tensor | None, running_var: Tensor | None
 ) -> None:
-    """Raise where one running statistic comes alone, or where both are needed and missing."""
+    """Raise where one running statistic comes alone, or where both are needed and missing.
+
+    Where they are to be updated, raise too if one has no memory.
+    """
     if of_input:
         if (running_mean is None) != (running_var is None):
             raise ValueError(
                 "running_mean and running_var must either both be None or neither be None: "
                 "pass both, or none"
             )
+        if running_mean is not None and running_var is not None:
+            _check_statistics_memory(running_mean, running_var)
     elif running_mean is None or running_var is None:
         raise RuntimeError(
             f"Expected running_mean and running_var to be defined when {option} is false: "

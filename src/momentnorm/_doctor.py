@@ -14,6 +14,7 @@ from torch import Tensor
 from . import __version__, _dispatch
 from ._arguments import Parser
 from .backends import cpu, triton
+from .backends.operands import layout
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +66,9 @@ def call(shape: str, dtype: str, memory_format: str, device: str = "cpu") -> str
     """
     x = _input(shape, dtype, memory_format, device)
     choice = _dispatch.choose(x)
-    return f"{shape + ' ' + dtype + ' ' + memory_format:<38} -> {choice.backend.name}: {choice.why}"
+    copied = "" if layout(x) is not None else ", of a copy in a layout that kernels read"
+    asked = f"{shape} {dtype} {memory_format}"
+    return f"{asked:<38} -> {choice.backend.name}: {choice.why}{copied}"
 
 
 def _input(shape: str, dtype: str, memory_format: str, device: str) -> Tensor:

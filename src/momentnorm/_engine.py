@@ -30,6 +30,7 @@ from torch import Tensor
 
 from . import _autograd, _dispatch, _ops
 from .backends import PLAIN, Tail, reference
+from .backends.operands import dense
 from .pool import INSTANCE, Policy, Pool
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def normalize(
         return _of_nothing(x, weight, bias, eps=eps, tail=tail, out=out)
     if pool is not INSTANCE and pool.sizes(*grid) == (1, 1):
         pool = INSTANCE
-    backend = _backend_for(x, weight, bias, tail.residual)
+    given, (backend, x) = x, _prepared(x, weight, bias, tail.residual)
     if backend is None:
         y, mean, var = reference.normalize(x, weight, bias, eps, pool, tail)
         mean, var = mean.detach(), var.detach()
@@ -64,6 +65,7 @@ def normalize(
         y = _autograd.apply_normalize(x, weight, bias, tail.residual, call)
         mean, var = call.moments
     else:
+        out = _over_the_copy(backend, out, x, given)
         target = _written_by(backend, out, x, tail)
         y, mean, var = backend.normalize(x, weight, bias, eps, pool, tail, target)
     return y if out is None else _into(out, y), mean, var
@@ -85,7 +87,7 @@ def normalize_by(
     """
     if not x.numel():
         return _of_nothing(x, weight, bias, policy, eps=eps, tail=tail, out=out)
-    backend = _backend_for(x, weight, bias, tail.residual)
+    backend, x = _prepared(x, weight, bias, tail.residual)
     if backend is None or backend is _ops:
         # A compiler fuses a policy with the arithmetic around it better than operators would.
         y, mean, var = reference.normalize_by(policy, x, weight, bias, eps, tail)
@@ -139,15 +141,18 @@ def normalize_with(
     out: Tensor | None = None,
 ) -> Tensor:
     """Normalize x with given moments, such as running statistics."""
+    given, (backend, x) = x, _prepared(x, weight, bias, mean, var, tail.residual)
+    by_channel: _autograd.Given | None = None
     if mean.dim() == 1 and (weight is None or weight.dim() == 1):
-        backend = _backend_for(x, weight, bias, mean, var, tail.residual)
+        by_channel = mean, var, weight, bias, eps
         recorded = _needs_gradient(x, weight, bias, mean, var, tail.residual)
         if backend is not None and backend is not _ops and not recorded:
+            out = _over_the_copy(backend, out, x, given)
             target = _written_by(backend, out, x, tail)
-            y: Tensor = backend.normalize_with(x, mean, var, weight, bias, eps, tail, target)
+            y: Tensor = backend.normalize_with(x, *by_channel, tail, target)
             return y if out is None else _into(out, y)
     mapped = reference.given_map(x, mean, var, weight, bias, eps)
-    return affine(x, *mapped, tail=tail, out=out)
+    return _applied(backend, x, *mapped, tail, out, given=by_channel)
 
 
 def affine(
@@ -160,14 +165,14 @@ def affine(
     out: Tensor | None = None,
 ) -> Tensor:
     """``tail((x - mean) * scale + shift)``, like x, and its gradients in all operands."""
-    backend = _backend_for(x, mean, scale, shift, tail.residual)
+    backend, x = _prepared(x, mean, scale, shift, tail.residual)
     mean, scale, shift = (values.expand(x.shape[:2]) for values in (mean, scale, shift))
     return _applied(backend, x, mean, scale, shift, tail, out)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each plane of x, (N, C), and their gradients."""
-    backend = _backend_for(x)
+    backend, x = _prepared(x)
     # Of nothing they are NaN, with a graph.
     if backend is None or not x.numel() or (backend is _ops and torch.is_grad_enabled()):
         return reference.moments(x)
@@ -199,28 +204,33 @@ def _applied(
     tail: Tail,
     out: Tensor | None,
     link: _autograd.Link | None = None,
+    given: _autograd.Given | None = None,
 ) -> Tensor:
     y: Tensor
     if backend is None:
         y = reference.apply(x, mean, scale, shift, tail)
     elif backend is not _ops and _needs_gradient(x, mean, scale, shift, tail.residual):
-        y = _autograd.affine(x, mean, scale, shift, tail, backend, link)
+        y = _autograd.affine(x, mean, scale, shift, tail, backend, link, given)
     else:
         y = backend.apply(x, mean, scale, shift, tail, _written_by(backend, out, x, tail))
     return y if out is None else _into(out, y)
 
 
-def _backend_for(
+def _prepared(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *others: Tensor | None
-) -> ModuleType | None:
-    """The backend for this call, or None where it has to be made of torch's own operators."""
+) -> tuple[ModuleType | None, Tensor]:
+    """The backend for this call, and x in a layout that backends read, a copy if need be.
+
+    The backend is None where the call has to be made of torch's own operators.
+    """
     if _dispatch.transform_in_progress(x, weight, bias, *others) is not None:
-        return None
+        return None, x
+    x = dense(x)
     backend = _dispatch.choose(x, weight, bias).backend
     if torch.compiler.is_compiling():
         # One operator in the graph where a kernel will take it; otherwise the compiler fuses.
-        return None if backend is reference else _ops
-    return backend
+        return None if backend is reference else _ops, x
+    return backend, x
 
 
 def _needs_gradient(*operands: Tensor | None) -> bool:
@@ -229,6 +239,14 @@ def _needs_gradient(*operands: Tensor | None) -> bool:
             if operand is not None and operand.requires_grad:
                 return True
     return False
+
+
+def _over_the_copy(
+    backend: ModuleType, out: Tensor | None, x: Tensor, given: Tensor
+) -> Tensor | None:
+    """What y is written into, where no graph needs x: a copy of the given x, which is ours."""
+    mine = x is not given and backend is not _ops and backend is not reference
+    return x if out is None and mine else out
 
 
 def _written_by(backend: ModuleType, out: Tensor | None, x: Tensor, tail: Tail) -> Tensor | None:

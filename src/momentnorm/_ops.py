@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import _dispatch
 from .backends import PLAIN, Tail, reference
+from .backends.operands import dense
 from .pool import INSTANCE, Pool
 
 if TYPE_CHECKING:
@@ -52,8 +53,12 @@ def _pools(x: Tensor, samples: int, channels: int) -> Tensor:
     return x.new_empty(grid, dtype=reference.statistics_dtype(x))
 
 
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(dense(x))
+
+
 def _like_if(needed: bool, x: Tensor) -> Tensor:
-    return torch.empty_like(x) if needed else x.new_empty(0)
+    return _like(x) if needed else x.new_empty(0)
 
 
 def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
@@ -62,7 +67,8 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
 
     def run(*operands: Any) -> object:
         named = dict(zip(names, operands, strict=True))
-        x = named["x"]
+        # Graphs that others write or compile may give x any strides.
+        x = named["x"] = dense(named["x"])
         choice = _dispatch.choose(x, named.get("weight"), named.get("bias"))
         if "residual" in named:
             parts = named.pop("activation"), named.pop("slope"), named.pop("residual")
@@ -89,12 +95,12 @@ moments = _define("moments(Tensor x) -> (Tensor, Tensor)", lambda x: (_grid(x), 
 
 _apply = _define(
     f"apply(Tensor x, Tensor mean, Tensor scale, Tensor shift, {_TAIL}) -> Tensor",
-    lambda x, *_: torch.empty_like(x),
+    lambda x, *_: _like(x),
 )
 _normalize = _define(
     f"normalize(Tensor x, Tensor? weight, Tensor? bias, {_TAIL}, float eps, {_POOL}) "
     "-> (Tensor, Tensor, Tensor)",
-    lambda x, *rest: (torch.empty_like(x), _pools(x, *rest[-2:]), _pools(x, *rest[-2:])),
+    lambda x, *rest: (_like(x), _pools(x, *rest[-2:]), _pools(x, *rest[-2:])),
 )
 _gradient_sums = _define(
     "gradient_sums(Tensor gradient, Tensor x, Tensor mean, Tensor? scale, Tensor? shift, "
@@ -104,14 +110,14 @@ _gradient_sums = _define(
 _apply_gradient = _define(
     "apply_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor a, Tensor b, Tensor c, "
     f"Tensor? scale, Tensor? shift, {_TAIL}, bool needs_residual) -> (Tensor, Tensor)",
-    lambda gradient, x, *operands: (torch.empty_like(x), _like_if(operands[-1], x)),
+    lambda gradient, x, *operands: (_like(x), _like_if(operands[-1], x)),
 )
 _normalize_backward = _define(
     "normalize_backward(Tensor gradient, Tensor x, Tensor mean, Tensor var, Tensor? weight, "
     f"Tensor? bias, float eps, {_POOL}, {_TAIL}, bool needs_residual) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     lambda gradient, x, mean, var, weight, bias, eps, samples, channels, *rest: (
-        torch.empty_like(x),
+        _like(x),
         _like_if(rest[-1], x),
         _per_channel(x, weight, bias),
         _per_channel(x, weight, bias),

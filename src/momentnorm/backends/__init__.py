@@ -1,9 +1,10 @@
 """Backends: the same few functions, for different machines.
 
-A backend is a module with these functions; x is the feature map (N, C, *S), and everything
-per plane is an (N, C) tensor in the statistics' type (``reference.statistics_dtype``). Where a
-function takes a ``tail``, the output goes through it while it is written, and the gradient while
-it is read: ``y = activation((x - mean) * scale + shift + residual)``, and
+A backend is a module with these functions; x is the feature map (N, C, *S), contiguous or
+channels_last, and everything per plane is an (N, C) tensor in the statistics' type
+(``reference.statistics_dtype``). Where a function takes a ``tail``, the output goes through it
+while it is written, and the gradient while it is read:
+``y = activation((x - mean) * scale + shift + residual)``, and
 ``g = gradient * activation'((x - mean) * scale + shift + residual)``.
 
 ``refuses(x, weight, bias)``
@@ -31,6 +32,8 @@ needs_residual=False)``
     summed over the samples, in the dtype of the weight, or else of the bias, or else of the
     statistics, and sums, for the pool of one plane, are those of ``gradient_sums``, (2, N, C), and
     None for others. The value of the bias is only read with an activation.
+
+A backend of kernels checks the memory and shape of its operands by ``operands.py``.
 
 ``out`` has x's shape, dtype and strides, and may be x itself. A residual may have other strides
 than x. Without an activation ``g`` is the gradient, so the engine passes no tail to a backward.
