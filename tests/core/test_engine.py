@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from momentnorm import use_backend
 from momentnorm.core import dispatch, engine, replay
-from momentnorm.functional import instance_norm
+from momentnorm.functional import batch_norm, instance_norm
 from support import stand_in
 from support.layouts import LAYOUTS
 
@@ -117,13 +117,31 @@ def test_kernels_do_the_forward_and_the_backward():
     mean, var = torch.zeros(3), torch.ones(3)
     for training, calls in (
         (True, ["normalize", "normalize_backward"]),
-        (False, ["apply", "apply_gradient", "gradient_sums"]),
+        (False, ["normalize_with", "apply_gradient", "gradient_sums"]),
     ):
         with use_backend("stand_in"):
             stand_in.calls.clear()
             y = instance_norm(x, mean, var, weight, use_input_stats=training)
         y.sum().backward()  # whoever did the forward does the backward
         assert stand_in.calls == calls
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_evaluation_has_the_same_bits_with_and_without_a_graph(backend, dtype, layout):
+    mean, var, weight, bias = torch.randn(5), torch.rand(5) + 0.1, torch.randn(5), torch.randn(5)
+    leaf = weight.clone().requires_grad_()
+    for spatial in ((4, 11), (17, 16)):  # small planes have loops of their own
+        x = LAYOUTS[layout]((3 * torch.randn(4, 5, *spatial) + 1).to(dtype))
+        for tail in ({}, {"activation": "silu", "residual": x}):
+            for function, options in (
+                (batch_norm, {}),
+                (instance_norm, {"use_input_stats": False}),
+            ):
+                recorded = function(x, mean, var, leaf, bias, **options, **tail)
+                assert recorded.requires_grad
+                plain = function(x, mean, var, weight, bias, **options, **tail)
+                assert torch.equal(recorded, plain)
 
 
 def test_no_pass_over_the_input_for_a_gradient_that_nobody_wants():

@@ -226,7 +226,6 @@ def test_what_no_kernel_takes_and_subclasses_are_torchs(calls, backend):
         assert calls == []
         if backend == "cpu":
             assert F.instance_norm(X.to("meta")).is_meta
-            F.instance_norm(torch.randn(2, 4, 10)[:, :, ::2])
             assert calls == []
         torch.testing.assert_close(graph(X), held_before(X))
         with pytest.raises(TypeError):

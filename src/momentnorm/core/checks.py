@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backends.operands import check_memory
 from .dispatch import transform_in_progress
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
@@ -81,16 +82,33 @@ def _is_usual(
     )
 
 
+def _check_statistics_memory(running_mean: Tensor, running_var: Tensor) -> None:
+    """Check both before anything is computed, so that neither is updated without the other.
+
+    The memory of all other operands is checked where a kernel is given its address.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.get_dynamic_layer_stack_depth():
+        return
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if type(statistic) is Tensor:
+            check_memory(name, statistic)
+
+
 def check_statistics_given(
     option: str, of_input: bool, running_mean: Tensor | None, running_var: Tensor | None
 ) -> None:
-    """Raise where one running statistic comes alone, or where both are needed and missing."""
+    """Check that running statistics come in a pair, and are there where they are needed.
+
+    Statistics that are to be updated must have memory.
+    """
     if of_input:
         if (running_mean is None) != (running_var is None):
             raise ValueError(
                 "running_mean and running_var must either both be None or neither be None: "
                 "pass both, or none"
             )
+        if running_mean is not None and running_var is not None:
+            _check_statistics_memory(running_mean, running_var)
     elif running_mean is None or running_var is None:
         raise RuntimeError(
             f"Expected running_mean and running_var to be defined when {option} is false: "

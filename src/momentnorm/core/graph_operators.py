@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import dispatch
+from .backends.operands import dense
 from .grid import map_of_moments, statistics_dtype
 from .pool import INSTANCE, Pool
 from .tail import PLAIN, Tail
@@ -52,8 +53,13 @@ def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return x.new_empty(x.shape[1:2], dtype=dtype)
 
 
+def _like(x: Tensor) -> Tensor:
+    """An empty tensor like x, in a layout that kernels read."""
+    return torch.empty_like(dense(x))
+
+
 def _like_if(needed: bool, x: Tensor) -> Tensor:
-    return torch.empty_like(x) if needed else x.new_empty(0)
+    return _like(x) if needed else x.new_empty(0)
 
 
 def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
@@ -63,7 +69,7 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
 
     def run(*operands: Any) -> object:
         named = dict(zip(names, operands, strict=True))
-        x = named["x"]
+        x = named["x"] = dense(named["x"])  # a graph may give x any strides
         choice = dispatch.choose(x, named.get("weight"), named.get("bias"))
         if "residual" in named:
             parts = named.pop("activation"), named.pop("slope"), named.pop("residual")
@@ -90,12 +96,12 @@ _moments = _define("moments(Tensor x) -> (Tensor, Tensor)", lambda x: (_planes(x
 
 _apply = _define(
     f"apply(Tensor x, Tensor mean, Tensor scale, Tensor shift, {_TAIL}) -> Tensor",
-    lambda x, *_: torch.empty_like(x),
+    lambda x, *_: _like(x),
 )
 _normalize = _define(
     f"normalize(Tensor x, Tensor? weight, Tensor? bias, {_TAIL}, float eps, {_POOL}) "
     "-> (Tensor, Tensor, Tensor)",
-    lambda x, *rest: (torch.empty_like(x), _pools(x, *rest[-2:]), _pools(x, *rest[-2:])),
+    lambda x, *rest: (_like(x), _pools(x, *rest[-2:]), _pools(x, *rest[-2:])),
 )
 _gradient_sums = _define(
     "gradient_sums(Tensor gradient, Tensor x, Tensor mean, Tensor? scale, Tensor? shift, "
@@ -105,14 +111,14 @@ _gradient_sums = _define(
 _apply_gradient = _define(
     "apply_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor a, Tensor b, Tensor c, "
     f"Tensor? scale, Tensor? shift, {_TAIL}, bool needs_residual) -> (Tensor, Tensor)",
-    lambda gradient, x, *operands: (torch.empty_like(x), _like_if(operands[-1], x)),
+    lambda gradient, x, *operands: (_like(x), _like_if(operands[-1], x)),
 )
 _normalize_backward = _define(
     "normalize_backward(Tensor gradient, Tensor x, Tensor mean, Tensor var, Tensor? weight, "
     f"Tensor? bias, float eps, {_POOL}, {_TAIL}, bool needs_residual) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     lambda gradient, x, mean, var, weight, bias, eps, samples, channels, *rest: (
-        torch.empty_like(x),
+        _like(x),
         _like_if(rest[-1], x),
         _per_channel(x, weight, bias),
         _per_channel(x, weight, bias),
