@@ -549,9 +549,7 @@ def test_scripts_traces_exports_and_symbolic_traces(fuse):
     assert layers == ["0", "1", "2"]  # what tools look for patterns in
 
 
-def test_compiled_models_are_compiled_again_with_ours(backend):
-    if backend == "reference":
-        pytest.skip("the reference is compiled to formulas, not to one operator")
+def test_compiled_models_are_compiled_again_with_ours():
     operators = []
 
     def keep(graph, inputs):

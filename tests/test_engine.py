@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -157,6 +160,43 @@ def test_backends_nest():
         with pytest.raises(ZeroDivisionError), use_backend("stand_in"):
             raise ZeroDivisionError
         assert _dispatch.choose(torch.zeros(1, 1, 2)).backend.name == "reference"
+
+
+def _chosen():
+    return _dispatch.choose(torch.zeros(1, 1, 2)).backend.name
+
+
+def test_a_choice_belongs_to_the_thread_that_made_it():
+    """Two blocks that overlap in two threads end as they began."""
+    before, inside, ended, found = _chosen(), threading.Event(), threading.Event(), []
+
+    def other():
+        found.append(_chosen())
+        with use_backend("reference"):
+            inside.set()
+            assert ended.wait(60)
+            found.append(_chosen())
+        found.append(_chosen())
+
+    with use_backend("stand_in"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(60)
+        found.append(_chosen())
+    ended.set()
+    thread.join()
+    assert found == [before, "stand_in", "reference", before]
+    assert _chosen() == before
+
+
+def test_a_thread_that_is_given_the_context_has_the_choice():
+    found = []
+    with use_backend("reference"):
+        run = contextvars.copy_context().run
+        thread = threading.Thread(target=run, args=(lambda: found.append(_chosen()),))
+        thread.start()
+        thread.join()
+    assert found == ["reference"]
 
 
 def test_reasons_to_use_ordinary_operators():

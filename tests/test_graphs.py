@@ -19,6 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import momentnorm
 import stand_in
 from momentnorm import _dispatch, _engine, _ops, use_backend
+from momentnorm.backends import reference
 from momentnorm.functional import instance_norm
 from momentnorm.pool import Pool
 from tolerances import AGAINST_TORCH, assert_within
@@ -84,25 +85,50 @@ def test_compiled_layers_agree_and_keep_kernels_as_one_operator(backend, trainin
     compiled = torch.compile(ours, fullgraph=True, backend=captured)
     for mine, right in zip(_results(ours, compiled, x), _results(theirs, theirs, x), strict=True):
         assert_within(mine, right.double(), AGAINST_TORCH)
-    expected = set()
-    if _dispatch.choose(x, ours.weight, ours.bias).backend.name != "reference":
-        names = ("normalize", "normalize_backward")
-        if not training:
-            names = ("apply", "apply_gradient", "gradient_sums")
-        expected = {f"momentnorm.{name}.default" for name in names}
-    assert captured.ours() == expected
+    names = ("normalize", "normalize_backward")
+    if not training:
+        names = ("apply", "apply_gradient", "gradient_sums")
+    # Whatever backend is asked for: the operators choose when they run.
+    assert captured.ours() == {f"momentnorm.{name}.default" for name in names}
+
+
+def test_calls_that_no_kernel_takes_are_compiled_to_formulas(monkeypatch):
+    monkeypatch.setattr(_dispatch, "BACKENDS", (reference,))
+    captured = _Captured()
+    ours, theirs = _layers()
+    x = torch.randn(2, 3, 8, 9)
+    compiled = torch.compile(ours, fullgraph=True, backend=captured)
+    for mine, right in zip(_results(ours, compiled, x), _results(theirs, theirs, x), strict=True):
+        assert_within(mine, right.double(), AGAINST_TORCH)
+    assert captured.operators
+    assert captured.ours() == set()
+
+
+def test_compiled_code_runs_on_the_backend_asked_for_around_it():
+    captured, x = _Captured(), torch.randn(2, 3, 8, 9)
+    compiled = torch.compile(instance_norm, fullgraph=True, backend=captured)
+    found = []
+    for name in ("reference", "stand_in", "reference"):
+        with use_backend(name):
+            stand_in.calls.clear()
+            compiled(x)
+            found.append(list(stand_in.calls))
+    assert found == [[], ["normalize"], []]
+    assert len(captured.operators) == 1  # compiled once
 
 
 @deprecated
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("kernels", ["stand_in", "reference"])
-def test_inductor(kernels, layout):
+@pytest.mark.parametrize("kernels", ["stand_in", "reference", "formulas"])
+def test_inductor(kernels, layout, monkeypatch):
+    if kernels == "formulas":
+        monkeypatch.setattr(_dispatch, "BACKENDS", (reference,))
     x = torch.randn(2, 3, 8, 9).contiguous(memory_format=layout)
     model = nn.Sequential(nn.ReLU(), momentnorm.InstanceNorm2d(3, affine=True), nn.ReLU())
     eager = _results(model, model, x)
     model.zero_grad()
-    with use_backend(kernels):
+    with use_backend("reference" if kernels == "formulas" else kernels):
         compiled = torch.compile(model, fullgraph=True)
         stand_in.calls.clear()
         found = _results(model, compiled, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -38,18 +39,27 @@ def _by_name(name: str) -> ModuleType:
     raise ValueError(f"no backend is named {name!r}: choose one of {known}")
 
 
-_forced: ModuleType | None = (
+#: The backend that ``MOMENTNORM_BACKEND`` names, for the whole process.
+_DEFAULT: ModuleType | None = (
     _by_name(os.environ["MOMENTNORM_BACKEND"]) if os.environ.get("MOMENTNORM_BACKEND") else None
 )
+
+#: The backend that :func:`use_backend` names, in one thread or one asynchronous task.
+_forced: ContextVar[ModuleType | None] = ContextVar("momentnorm backend", default=_DEFAULT)
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Send every call inside the ``with`` to the backend of this name, whatever its operands.
 
-    For tests, timings and explanations, one thread at a time: the choice is the whole process's.
-    ``MOMENTNORM_BACKEND`` in the environment does the same from the start. What the named backend
-    does not take still goes to the reference.
+    For tests, timings and explanations. Calls that the named backend does not take still go to the
+    reference. ``MOMENTNORM_BACKEND`` in the environment does the same for the whole process.
+
+    The choice is a context variable: it belongs to the thread, or the asynchronous task, that made
+    it. Tasks that start inside inherit it. Threads that start inside do not (Python 3.14 can be
+    told to: ``-X thread_inherit_context=1``); give them a copy of the context,
+    ``Thread(target=contextvars.copy_context().run, args=(function,))``. Compiled code chooses when
+    it runs, so it need not be compiled again inside.
 
     Raises:
         ValueError: no backend has this name.
@@ -58,12 +68,20 @@ def use_backend(name: str) -> Iterator[None]:
     >>> with momentnorm.use_backend("reference"):
     ...     y = momentnorm.InstanceNorm1d(2)(torch.zeros(1, 2, 3))
     """
-    global _forced
-    before, _forced = _forced, _by_name(name)
+    token = _forced.set(_by_name(name))
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
+
+
+def forced() -> ModuleType | None:
+    """The backend that calls go to whatever their operands, or None.
+
+    Compilers cannot read a context variable, and must not: the operators in their graphs read it
+    when they run.
+    """
+    return _DEFAULT if torch.compiler.is_compiling() else _forced.get()
 
 
 def choose(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Choice:
@@ -71,7 +89,8 @@ def choose(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) 
     if not x.numel():
         return Choice(reference, "an empty input needs no kernel")
     refusals: list[str] = []
-    for backend in BACKENDS if _forced is None else (_forced, reference):
+    wanted = forced()
+    for backend in BACKENDS if wanted is None else (wanted, reference):
         refusal = backend.refuses(x, weight, bias)
         if refusal is None:
             return Choice(backend, "; ".join(refusals) or "takes this call")

@@ -321,7 +321,7 @@ def _no_kernel(module: nn.Module, usual: Tensor) -> str:
 def no_kernel(x: Tensor) -> str:
     """Why no kernel takes x, or "". The reference would, but is slower than torch's own layers."""
     choice = _dispatch.choose(x)
-    wanted = _dispatch._forced is reference
+    wanted = _dispatch.forced() is reference
     return f"no kernel: {choice.why}" if choice.backend is reference and not wanted else ""
 
 
