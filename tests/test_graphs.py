@@ -140,6 +140,18 @@ def test_inductor(kernels, layout, monkeypatch):
     assert found[0].stride() == eager[0].stride()
 
 
+@deprecated
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_without_implicit_fallbacks():
+    inductor = pytest.importorskip("torch._inductor.config")
+    ours, theirs = _layers()
+    x = torch.randn(2, 3, 8, 9)
+    with inductor.patch(implicit_fallbacks=False, fx_graph_cache=False):
+        found = _results(ours, torch.compile(ours, fullgraph=True), x)
+    for mine, right in zip(found, _results(theirs, theirs, x), strict=True):
+        assert_within(mine, right.double(), AGAINST_TORCH)
+
+
 def test_dynamic_shapes_compile_once(backend):
     ours, theirs = _layers()
     captured = _Captured()
