@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from .backends import ACTIVATIONS, cpu, reference, triton
@@ -108,7 +109,7 @@ def transform_in_progress(*operands: Tensor | None) -> str | None:
     # The depth, rather than the level: torch.compile knows its value.
     if torch._C._functorch.get_dynamic_layer_stack_depth():
         return "inside a torch.func transform"
-    if torch.autograd.forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
     compiling = torch.compiler.is_compiling()  # the compiler's tensors are none of the below
     if not compiling and torch._C._len_torch_dispatch_stack():
@@ -121,6 +122,38 @@ def transform_in_progress(*operands: Tensor | None) -> str | None:
         if not compiling and (operand.is_neg() or operand._is_zerotensor()):
             return "an operand is a lazily negated view, or zeros without memory"
     return None
+
+
+def leaves_the_process() -> bool:
+    """Whether this is a graph that may run where momentnorm is not installed.
+
+    It gets the standard operators.
+    """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_exporting()
+
+
+def takes_torchs_functions(input: Tensor) -> bool:
+    """Whether a call has to be made of torch's own functions.
+
+    Graphs that leave the process get them, and so do oneDNN's tensors, which know no others.
+    """
+    return leaves_the_process() or input.layout is torch._mkldnn  # type: ignore[attr-defined]
+
+
+def intercept_torch(*operands: Any) -> bool:
+    """Whether an operand is a tensor whose type has a ``__torch_function__`` of its own.
+
+    Such types, those of per-sample gradients among them, know torch's functions and not ours.
+    """
+    kinds = {type(operand) for operand in operands if isinstance(operand, Tensor)}
+    return any(_intercepts(kind.__torch_function__) for kind in kinds)
+
+
+def _intercepts(method: Any) -> bool:
+    plain: Any = Tensor.__torch_function__
+    disabled = torch._C._disabled_torch_function_impl
+    return method is not disabled and getattr(method, "__func__", method) is not plain.__func__
 
 
 def kernels_see(*gradients: Tensor) -> bool:
@@ -200,7 +233,7 @@ def _is_usual(
 def check_statistics_given(
     option: str, of_input: bool, running_mean: Tensor | None, running_var: Tensor | None
 ) -> None:
-    """Raise where one running statistic comes alone, or where both are needed and missing."""
+    """Raise where one running statistic comes alone, or where needed ones cannot be used."""
     if of_input:
         if (running_mean is None) != (running_var is None):
             raise ValueError(
@@ -211,6 +244,15 @@ def check_statistics_given(
         raise RuntimeError(
             f"Expected running_mean and running_var to be defined when {option} is false: "
             f"pass both, or {option}=True"
+        )
+    elif forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(statistic).tangent is not None  # type: ignore[no-untyped-call]
+        for statistic in (running_mean, running_var)
+    ):
+        raise RuntimeError(
+            "batch_norm is not differentiable wrt running_mean and running_var, they cannot have "
+            "forward grad defined: pass them without a tangent, as "
+            "torch.autograd.forward_ad.unpack_dual(running_mean).primal is"
         )
 
 
@@ -265,7 +307,12 @@ def check_groups(input: Tensor, num_groups: int) -> None:
             f"num_groups={num_groups}: one value has no variance to divide by; use fewer groups, "
             "or a larger input"
         )
-    if num_groups < 0 or shape[1] % num_groups:
+    if num_groups < 0:
+        raise RuntimeError(
+            f"Expected num groups to be greater than 0, got {num_groups}: choose a divisor of the "
+            f"{shape[1]} channels"
+        )
+    if shape[1] % num_groups:
         raise RuntimeError(
             "Expected number of channels in input to be divisible by num_groups, but got "
             f"{shape[1]} channels and num_groups={num_groups}: choose a divisor of {shape[1]}"

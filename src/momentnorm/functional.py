@@ -110,7 +110,8 @@ def instance_norm(
     tensor([[[-1.2247,  0.0000,  1.2247,  0.0000]]])
     """
     operands = (input, running_mean, running_var, weight, bias, residual, mask, lengths, out)
-    if has_torch_function_variadic(*operands):
+    overridden = has_torch_function_variadic(*operands)
+    if overridden and not _dispatch.intercept_torch(*operands):
         return handle_torch_function(
             instance_norm,
             operands,
@@ -132,7 +133,7 @@ def instance_norm(
         )
     if activation is not None:
         _dispatch.check_activation(activation)
-    if _leaves_the_process():
+    if overridden or _dispatch.takes_torchs_functions(input):
         return standard_instance_norm(
             input,
             running_mean,
@@ -253,7 +254,8 @@ def batch_norm(
             [ 1.0000, -1.0000]])
     """
     operands = (input, running_mean, running_var, weight, bias, residual, mask, lengths, out)
-    if has_torch_function_variadic(*operands):
+    overridden = has_torch_function_variadic(*operands)
+    if overridden and not _dispatch.intercept_torch(*operands):
         return handle_torch_function(
             batch_norm,
             operands,
@@ -275,7 +277,7 @@ def batch_norm(
         )
     if activation is not None:
         _dispatch.check_activation(activation)
-    if _leaves_the_process():
+    if overridden or _dispatch.takes_torchs_functions(input):
         return standard_batch_norm(
             input,
             running_mean,
@@ -430,7 +432,8 @@ def group_norm(
              [ 1.3720, -0.3430]]])
     """
     operands = (input, weight, bias, residual, mask, lengths, out)
-    if has_torch_function_variadic(*operands):
+    overridden = has_torch_function_variadic(*operands)
+    if overridden and not _dispatch.intercept_torch(*operands):
         return handle_torch_function(
             group_norm,
             operands,
@@ -449,7 +452,7 @@ def group_norm(
         )
     if activation is not None:
         _dispatch.check_activation(activation)
-    if _leaves_the_process():
+    if overridden or _dispatch.takes_torchs_functions(input):
         return standard_group_norm(
             input,
             num_groups,
@@ -514,15 +517,6 @@ def _blanked(y: Tensor, valid: Tensor, out: Tensor | None) -> Tensor:
     """y with an empty padding, where it is wanted."""
     y = torch.where(valid, y, 0)
     return y if out is None else out.copy_(y)
-
-
-def _leaves_the_process() -> bool:
-    """Whether this is a graph that may run where momentnorm is not installed.
-
-    It gets the standard operators.
-    """
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return tracing or torch.compiler.is_exporting()
 
 
 def _checked_tail(
@@ -643,7 +637,7 @@ def _pooled_norm(
         _dispatch.check_activation(activation)
     tail = _checked_tail(input, activation, negative_slope, residual)
     eps = _dispatch.number("eps", eps)
-    if _leaves_the_process():
+    if _dispatch.leaves_the_process():
         return reference.normalize_by(pool, input, weight, bias, eps, tail)
     if not isinstance(pool, Pool):
         return _engine.normalize_by(pool, input, weight, bias, eps=eps, tail=tail)
@@ -677,7 +671,7 @@ def plane_moments(input: Tensor) -> tuple[Tensor, Tensor]:
         return handle_torch_function(plane_moments, (input,), input)
     _check_feature_map(input)
     _dispatch.check_operands("plane_moments", input, None, None)
-    return reference.moments(input) if _leaves_the_process() else _engine.moments(input)
+    return reference.moments(input) if _dispatch.leaves_the_process() else _engine.moments(input)
 
 
 def plane_affine(input: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -715,7 +709,7 @@ def plane_affine(input: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> T
                 f"{tuple(input.shape)}, not have shape {tuple(values.shape)}"
             )
     mean, scale, shift = (values.to(dtype).expand(grid) for values in (mean, scale, shift))
-    if _leaves_the_process():
+    if _dispatch.leaves_the_process():
         return reference.apply(input, mean, scale, shift)
     return _engine.affine(input, mean, scale, shift)
 
