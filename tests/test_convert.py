@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 import momentnorm
 from models import MODELS, BasicBlock, cyclegan_generator, pix2pix_unet
-from momentnorm import accelerate, convert, functional, restore
+from momentnorm import _classes, accelerate, convert, functional, restore
 
 deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:DeprecationWarning")
 
@@ -157,7 +157,7 @@ def test_everything_but_the_class_stays():
     accelerate(model)
     assert type(norm) is momentnorm.BatchNorm2d
     assert model[0] is held[0] is norm
-    assert {name: value for name, value in vars(norm).items() if name != convert._MARK} == before
+    assert {name: value for name, value in vars(norm).items() if name != _classes.MARK} == before
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
     norm(x).sum().backward()
     norm.state_dict()
@@ -230,13 +230,13 @@ def test_subclasses_that_left_the_forward_alone_become_subclasses_of_both():
         (lambda norm: norm.add_module("inplace", nn.ReLU()), "'inplace' is a name of its own"),
         (lambda norm: setattr(norm, "forward", norm.forward), "its forward was replaced"),
         (lambda norm: parametrizations.weight_norm(norm, dim=None), "it is parametrized"),
-        (lambda norm: norm.to("meta"), "no kernel: "),
+        (lambda norm: norm.to(torch.float8_e4m3fn), "no kernel: "),
     ],
-    ids=["attribute", "submodule", "forward", "parametrization", "device"],
+    ids=["attribute", "submodule", "forward", "parametrization", "dtype"],
 )
 def test_what_would_change_is_kept(change, why_not, backend):
     if why_not == "no kernel: " and backend != "cpu":
-        pytest.skip(f"{backend}, asked for by name, takes every device")
+        pytest.skip(f"{backend}, asked for by name, takes every dtype")
     norm = nn.InstanceNorm2d(4, affine=True)
     change(norm)
     before = type(norm)
@@ -718,7 +718,7 @@ def test_a_layer_that_computes_something_else_is_named_and_everything_undone(mon
         accelerate(model, verify=torch.randn(2, 3, 6, 6))
     after = everything(model)
     assert after["types"] == before["types"]
-    assert not any(convert._MARK in vars(module) for module in model.modules())
+    assert not any(_classes.MARK in vars(module) for module in model.modules())
     torch.testing.assert_close(after["tensors"], before["tensors"], rtol=0, atol=0)
     right, wrong = raised.value.report.rows
     assert right.replay.right

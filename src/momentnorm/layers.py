@@ -104,6 +104,9 @@ class _LazyNorm(_Norm):
 
 
 class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
+    #: False: contiguous outputs, as torch's are. torch's other norms keep the layout too.
+    keep_layout: bool = True
+
     __constants__ = [*nn.modules.batchnorm._NormBase.__constants__, *_OPTIONS]  # noqa: RUF012
 
     # torch's forward under a second name, since TorchScript does not know super(). It checks the
@@ -197,6 +200,8 @@ class _InstanceNorm(_Norm, nn.modules.instancenorm._InstanceNorm):
                 inplace=self.inplace,
                 out=target,
             )
+            if not self.keep_layout and out is None and not self.inplace:
+                y = y.contiguous()
         if not unbatched:
             return y
         if self.inplace:

@@ -68,11 +68,19 @@ def _run(modules: list[nn.Module], input: Any) -> Any:
 def takes(norm: nn.Module, follower: nn.Module) -> bool:
     """Whether ``norm`` can do the activation ``follower`` too, and nobody sees that it did."""
     return (
-        type(follower) in _ACTIVATIONS
+        is_activation(follower)
         and type(norm).forward in _FORWARDS
         and not (norm.activation or norm.inplace)
+        and not _is_watched(norm)
+    )
+
+
+def is_activation(follower: nn.Module) -> bool:
+    """Whether our norms know this activation, and nobody sees that it is not called."""
+    return (
+        type(follower) in _ACTIVATIONS
         and getattr(follower, "approximate", "none") == "none"  # of GELU
-        and not (_is_watched(norm) or _is_watched(follower) or _module._has_any_global_hook())  # type: ignore[no-untyped-call]
+        and not (_is_watched(follower) or _module._has_any_global_hook())  # type: ignore[no-untyped-call]
     )
 
 
