@@ -28,6 +28,13 @@ def _of(name):
     return defined
 
 
+class DropBlock(nn.Module):
+    """A dropout that is none of torch's classes, as timm's is none."""
+
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
 def _follow(self, act, drop):
     self.drop = nn.Identity() if drop is None else drop
     self.act = nn.Identity() if act is None else act

@@ -15,6 +15,7 @@ from momentnorm import accelerate, functional, restore, use_backend
 from norm_act_stand_ins import (
     MODULES,
     BatchNormAct2d,
+    DropBlock,
     FrozenBatchNorm2d,
     FrozenBatchNormAct2d,
     GroupNorm1,
@@ -31,7 +32,7 @@ LAYERS = {
         "BatchNorm2d",
         "",
     ),
-    "batch dropped": (lambda: BatchNormAct2d(4, nn.ReLU(), nn.Dropout(0.5)), "BatchNorm2d", ""),
+    "batch dropped": (lambda: BatchNormAct2d(4, nn.ReLU(), DropBlock()), "BatchNorm2d", ""),
     "group gelu": (lambda: GroupNormAct(4, 2, nn.GELU()), "GroupNorm", "GELU"),
     "group 1": (lambda: GroupNorm1(4), "GroupNorm", ""),
     "frozen": (lambda: FrozenBatchNorm2d(4), "BatchNorm2d", ""),
