@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 import sys
 import types
@@ -202,9 +203,11 @@ def test_a_report_warns_of_a_model_that_is_prepared_for_quantization():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tools_that_match_classes_work_after_restore():
-    from torch.fx.experimental import optimization
-
+def test_tools_that_match_classes_work_after_restore(monkeypatch):
+    name = "torch.fx.experimental.optimization"
+    monkeypatch.setitem(sys.modules, name, None)  # afterwards it is there if it was before
+    del sys.modules[name]
+    optimization = importlib.import_module(name)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     accelerate(model)
     assert any("Norm" in type(m).__name__ for m in optimization.fuse(model).modules())

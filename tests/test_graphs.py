@@ -120,36 +120,26 @@ def test_compiled_code_runs_on_the_backend_asked_for_around_it():
 @deprecated
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("kernels", ["stand_in", "reference", "formulas"])
+@pytest.mark.parametrize("kernels", ["stand_in", "formulas"])
 def test_inductor(kernels, layout, monkeypatch):
     if kernels == "formulas":
         monkeypatch.setattr(_dispatch, "BACKENDS", (reference,))
+    inductor = pytest.importorskip("torch._inductor.config")
     x = torch.randn(2, 3, 8, 9).contiguous(memory_format=layout)
     model = nn.Sequential(nn.ReLU(), momentnorm.InstanceNorm2d(3, affine=True), nn.ReLU())
     eager = _results(model, model, x)
     model.zero_grad()
-    with use_backend("reference" if kernels == "formulas" else kernels):
-        compiled = torch.compile(model, fullgraph=True)
-        stand_in.calls.clear()
-        found = _results(model, compiled, x)
-        assert stand_in.calls == (
-            ["normalize", "normalize_backward"] if kernels == "stand_in" else []
-        )
+    stand_in.calls.clear()
+    with (
+        use_backend("reference" if kernels == "formulas" else kernels),
+        inductor.patch(implicit_fallbacks=False, fx_graph_cache=False),  # it knows our operators
+    ):
+        found = _results(model, torch.compile(model, fullgraph=True), x)
+    expected = ["normalize", "normalize_backward"] if kernels == "stand_in" else []
+    assert stand_in.calls == expected
     for mine, right in zip(found, eager, strict=True):
         assert_within(mine, right.double(), AGAINST_TORCH)
     assert found[0].stride() == eager[0].stride()
-
-
-@deprecated
-@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_inductor_without_implicit_fallbacks():
-    inductor = pytest.importorskip("torch._inductor.config")
-    ours, theirs = _layers()
-    x = torch.randn(2, 3, 8, 9)
-    with inductor.patch(implicit_fallbacks=False, fx_graph_cache=False):
-        found = _results(ours, torch.compile(ours, fullgraph=True), x)
-    for mine, right in zip(found, _results(theirs, theirs, x), strict=True):
-        assert_within(mine, right.double(), AGAINST_TORCH)
 
 
 def test_dynamic_shapes_compile_once(backend):

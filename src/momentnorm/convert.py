@@ -151,7 +151,7 @@ def accelerate(
 
     Args:
         model: any module.
-        fuse: whether to compute activations in the same pass.
+        fuse: whether sequences compute activations in the same pass. timm's norms always do.
         keep_layout: False lets InstanceNorm return contiguous memory, as torch's does, whatever the
             layout of its input: for models that call ``view`` on what comes out. torch's BatchNorm
             and GroupNorm keep the layout, and so do ours.
