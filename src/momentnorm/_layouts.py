@@ -44,7 +44,7 @@ class Cause(NamedTuple):
 
 def cause(model: nn.Module, run: Callable[[], object]) -> Cause | None:
     """Why ``run``, a call of the model, raises: the layer that keeps a layout, if that is why."""
-    keepers = [layer for layer in model.modules() if _keeps_layout(layer)]
+    keepers = _keepers(model)
     if not keepers or not _runs(model, run):
         return None
     names = {module: name for name, module in model.named_modules()}
@@ -71,13 +71,13 @@ def cause(model: nn.Module, run: Callable[[], object]) -> Cause | None:
 
 
 @contextlib.contextmanager
-def contiguous_outputs(model: nn.Module) -> Iterator[None]:
-    """Let every layer of ours return what torch's would, in layout."""
-    keepers = [layer for layer in model.modules() if _keeps_layout(layer)]
+def contiguous_outputs(model: nn.Module) -> Iterator[list[nn.Module]]:
+    """Let layers of ours return contiguous memory where torch's do. Yields these layers."""
+    keepers = _keepers(model)
     for layer in keepers:
         layer.__dict__["keep_layout"] = False
     try:
-        yield
+        yield keepers
     finally:
         for layer in keepers:
             del layer.__dict__["keep_layout"]
@@ -93,8 +93,10 @@ def raised_in(error: Exception, modules: dict[nn.Module, str]) -> nn.Module | No
     return found
 
 
-def _keeps_layout(layer: nn.Module) -> bool:
-    return isinstance(layer, _InstanceNorm) and "keep_layout" not in layer.__dict__
+def _keepers(model: nn.Module) -> list[nn.Module]:
+    """The layers that keep the layout where torch's do not."""
+    layers = (layer for layer in model.modules() if isinstance(layer, _InstanceNorm))
+    return [layer for layer in layers if "keep_layout" not in layer.__dict__]
 
 
 def _runs(model: nn.Module, run: Callable[[], object]) -> bool:

@@ -324,9 +324,9 @@ def _verified(trial: _verify.Trial, found: list[_Layer], changes: list[Change]) 
 
 
 def _why_different(trial: _verify.Trial, switch: Callable[[bool], None]) -> str:
-    """Whether the layout is why a model computes something else than it did."""
-    with _layouts.contiguous_outputs(trial.model):
-        right = trial.compare(switch).right
+    """A sentence for models that compute something else because a layer keeps the layout, or ""."""
+    with _layouts.contiguous_outputs(trial.model) as keepers:
+        right = bool(keepers) and trial.compare(switch).right
     if not right:
         return ""
     return (
@@ -336,7 +336,7 @@ def _why_different(trial: _verify.Trial, switch: Callable[[bool], None]) -> str:
     )
 
 
-#: Modules whose import shows that a tool will look for torch's exact classes, and its functions.
+#: Tools that look for torch's exact classes, by the module whose import shows that they are used.
 _TYPE_MATCHERS = {
     "torch.ao.quantization.quantize_fx": "torch.ao.quantization's prepare_fx",
     "torch.fx.experimental.optimization": "torch.fx.experimental.optimization's fuse",
@@ -344,7 +344,7 @@ _TYPE_MATCHERS = {
 
 
 def _warnings(model: nn.Module, changes: list[Change]) -> tuple[str, ...]:
-    """What this process does with models that passes over the layers that were swapped."""
+    """Sentences about tools in this process that would pass over the swapped layers."""
     tools = [tool for module, tool in _TYPE_MATCHERS.items() if module in sys.modules]
     if "torch._inductor" in sys.modules:  # it imports this for itself
         tools = [tool for tool in tools if "fx.experimental" not in tool]
