@@ -61,5 +61,5 @@ def test_what_is_of_one_input_needs_its_shape(argv, capsys):
     assert stop.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"momentnorm doctor: {argv[0]} is of one input: give its --shape too")
+    assert err.startswith(f"momentnorm doctor: {argv[0]} describes an input: give its --shape too")
     assert err.count("\n") == 1

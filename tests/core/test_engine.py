@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from momentnorm import use_backend
-from momentnorm.core import dispatch, engine, replay
+from momentnorm.core import context, dispatch, engine, replay
 from momentnorm.functional import batch_norm, instance_norm
 from support import stand_in
 from support.layouts import LAYOUTS
@@ -178,14 +181,51 @@ def test_backends_nest():
         assert dispatch.choose(torch.zeros(1, 1, 2)).backend.name == "reference"
 
 
+def _chosen():
+    return dispatch.choose(torch.zeros(1, 1, 2)).backend.name
+
+
+def test_a_choice_belongs_to_the_thread_that_made_it():
+    """Two blocks that overlap in two threads end as they began."""
+    before, inside, ended, found = _chosen(), threading.Event(), threading.Event(), []
+
+    def other():
+        found.append(_chosen())
+        with use_backend("reference"):
+            inside.set()
+            assert ended.wait(60)
+            found.append(_chosen())
+        found.append(_chosen())
+
+    with use_backend("stand_in"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(60)
+        found.append(_chosen())
+    ended.set()
+    thread.join()
+    assert found == [before, "stand_in", "reference", before]
+    assert _chosen() == before
+
+
+def test_a_thread_that_is_given_the_context_has_the_choice():
+    found = []
+    with use_backend("reference"):
+        run = contextvars.copy_context().run
+        thread = threading.Thread(target=run, args=(lambda: found.append(_chosen()),))
+        thread.start()
+        thread.join()
+    assert found == ["reference"]
+
+
 def test_reasons_to_use_ordinary_operators():
     x = torch.zeros(1)
-    assert dispatch.transform_in_progress(x, None, torch.nn.Parameter(x)) is None
+    assert context.transform_in_progress(x, None, torch.nn.Parameter(x)) is None
     reasons = []
-    torch.func.vmap(lambda t: reasons.append(dispatch.transform_in_progress(t)) or t)(x)
-    reasons.append(dispatch.transform_in_progress(torch._neg_view(x)))
+    torch.func.vmap(lambda t: reasons.append(context.transform_in_progress(t)) or t)(x)
+    reasons.append(context.transform_in_progress(torch._neg_view(x)))
     with torch.autograd.forward_ad.dual_level():
-        reasons.append(dispatch.transform_in_progress(x))
+        reasons.append(context.transform_in_progress(x))
     for reason, words in zip(reasons, ("torch.func", "negated", "forward-mode"), strict=True):
         assert words in reason
 

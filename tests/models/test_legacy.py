@@ -11,6 +11,7 @@ from torch import nn
 
 import momentnorm
 from momentnorm import load_legacy
+from momentnorm.models import legacy
 
 every_library = pytest.mark.parametrize("library", [nn, momentnorm], ids=["torch", "momentnorm"])
 
@@ -156,7 +157,7 @@ def test_lazy_layers_are_refused():
 def test_a_new_checkpoint_needs_nothing():
     model, new = _network(), _network()
     report = load_legacy(model, new.state_dict())  # a warning would be an error
-    assert report == momentnorm.legacy.LegacyReport()
+    assert report == legacy.LegacyReport()
     assert str(report) == "nothing had to be changed"
     _assert_unchanged(model, _values(new))
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from . import dispatch, graph_operators, grid, replay
+from . import context, graph_operators, grid, replay
 from .backends import reference
 from .backends.operands import dense
 from .pool import INSTANCE, Pool
@@ -368,7 +368,7 @@ def _backend_for_backward(backend: Backend, *gradients: Tensor) -> Backend | Non
     """Backend of the forward, or None where torch's own operators have to make the gradient."""
     if torch.is_grad_enabled():  # create_graph: the gradient is differentiated again
         return None
-    if backend is not graph_operators and dispatch.kernels_see(*gradients):
+    if backend is not graph_operators and context.kernels_see(*gradients):
         return backend
     if backend is graph_operators or torch.compiler.is_compiling():
         return graph_operators
@@ -378,9 +378,7 @@ def _backend_for_backward(backend: Backend, *gradients: Tensor) -> Backend | Non
 def _is_differentiated(backend: Backend, gradient: Tensor) -> bool:
     """Whether the backward of an eager call is differentiated again, and kernels may be asked."""
     return (
-        backend is not graph_operators
-        and torch.is_grad_enabled()
-        and dispatch.kernels_see(gradient)
+        backend is not graph_operators and torch.is_grad_enabled() and context.kernels_see(gradient)
     )
 
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .backends.operands import check_memory
-from .dispatch import transform_in_progress
+from .context import transform_in_progress
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *HALF_DTYPES)
@@ -114,6 +115,15 @@ def check_statistics_given(
             f"Expected running_mean and running_var to be defined when {option} is false: "
             f"pass both, or {option}=True"
         )
+    elif forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(statistic).tangent is not None  # type: ignore[no-untyped-call]
+        for statistic in (running_mean, running_var)
+    ):
+        raise RuntimeError(
+            "batch_norm is not differentiable wrt running_mean and running_var, they cannot have "
+            "forward grad defined: pass them without a tangent, as "
+            "torch.autograd.forward_ad.unpack_dual(running_mean).primal is"
+        )
 
 
 def check_instance(input: Tensor, use_input_stats: bool) -> None:
@@ -167,7 +177,12 @@ def check_groups(input: Tensor, num_groups: int) -> None:
             f"num_groups={num_groups}: one value has no variance to divide by; use fewer groups, "
             "or a larger input"
         )
-    if num_groups < 0 or shape[1] % num_groups:
+    if num_groups < 0:
+        raise RuntimeError(
+            f"Expected num groups to be greater than 0, got {num_groups}: choose a divisor of the "
+            f"{shape[1]} channels"
+        )
+    if shape[1] % num_groups:
         raise RuntimeError(
             "Expected number of channels in input to be divisible by num_groups, but got "
             f"{shape[1]} channels and num_groups={num_groups}: choose a divisor of {shape[1]}"

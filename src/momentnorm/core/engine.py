@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, checks, dispatch, grid
+from . import autograd, checks, context, grid
 from .backends import reference
 from .pool import INSTANCE, Policy, Pool
 from .routes import GRAPH_OPERATOR, Route, needs_gradient, route_of
@@ -228,7 +228,7 @@ def _target_of(route: Route, out: Tensor | None, x: Tensor, tail: Tail) -> Tenso
     """``out`` where the backend may write into it, else None: then the engine copies."""
     if out is None or route.kind != "kernel" or out.stride() != x.stride():
         return None
-    if dispatch.transform_in_progress(out) is not None:
+    if context.transform_in_progress(out) is not None:
         return None
     if out.is_inference() and not torch.is_inference_mode_enabled():
         return None  # the copy raises torch's own error

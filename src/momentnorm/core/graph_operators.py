@@ -12,6 +12,7 @@ or writes into a given output: the callers do that with torch's own operators.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,11 +82,27 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
             return tuple(x.new_empty(0) if result is None else result for result in results)
         return results
 
-    library.define(schema)  # type: ignore[no-untyped-call]
+    def shadow(*operands: Any) -> object:
+        _tell_inductor(overload)
+        return fake(*operands)
+
+    tags = (torch.Tag.needs_exact_strides,)
+    library.define(schema, tags=tags)  # type: ignore[no-untyped-call]
     library.impl(operator, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"momentnorm::{operator}", fake, lib=library)
+    torch.library.register_fake(f"momentnorm::{operator}", shadow, lib=library)
     overload: Callable[..., Any] = getattr(torch.ops.momentnorm, operator).default
     return overload
+
+
+def _tell_inductor(operator: Callable[..., Any]) -> None:
+    """Declare to torch's inductor, where it is in use, that this operator is called as it is.
+
+    Otherwise ``implicit_fallbacks=False`` finds no way to compile it. Importing inductor takes
+    seconds, so this is done when a graph that it is about to compile is made.
+    """
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if lowering is not None and operator not in getattr(lowering, "lowerings", {operator: None}):
+        lowering.make_fallback(operator, warn=False)
 
 
 def _parts(tail: Tail) -> tuple[Tensor | None, str, float]:

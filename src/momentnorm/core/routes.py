@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch, graph_operators
+from . import context, dispatch, graph_operators
 from .backends import reference
 from .backends.operands import dense
 
@@ -43,7 +43,7 @@ def route_of(
 
     x is copied if it is neither contiguous nor channels_last. Autograd records the copy.
     """
-    if dispatch.transform_in_progress(x, weight, bias, *others) is not None:
+    if context.transform_in_progress(x, weight, bias, *others) is not None:
         return FORMULA, x
     x = dense(x)
     backend = dispatch.choose(x, weight, bias).backend

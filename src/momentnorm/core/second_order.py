@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import dispatch, grid
+from . import context, grid
 from .backends.operands import dense, laid_out_as
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class NormalizeBackward(torch.autograd.Function):
         v_bias: Tensor,  # (C,)
     ) -> tuple[Tensor | None, ...]:
         gradient, x, weight, mean, var, sums, weighted_sums = ctx.saved_tensors
-        if torch.is_grad_enabled() or not dispatch.kernels_see(v, v_weight, v_bias):
+        if torch.is_grad_enabled() or not context.kernels_see(v, v_weight, v_bias):
             operands = (gradient, x, weight)
             found = ctx.replay(operands, ctx.needs_input_grad, (v, v_weight, v_bias))
             return (*found, *(None,) * 5)

@@ -50,7 +50,7 @@ def explains(*classes: type[nn.Module]) -> Callable[[_Function], _Function]:
     takes by position, and returns an :class:`Explanation`. It reads the layer and never changes it.
 
     >>> import momentnorm
-    >>> from momentnorm.explain import Planes, Pooled, explains
+    >>> from momentnorm.explainer import Planes, Pooled, explains
     >>> class ByHeight(torch.nn.Module):  # all channels of a sample share
     ...     def forward(self, x):
     ...         return momentnorm.functional.pooled_norm(x, pool=momentnorm.Pool(1, None))

@@ -30,7 +30,7 @@ KINDS = {
     "non-finite": "NaN or infinity",
     "overflow": "values near the end of float16",
     "zero-weight": "a weight of zeros",
-    "layout": "channels_last goes in, contiguous comes out",
+    "layout": "channels_last goes in, contiguous comes out, or what is behind it needs that",
     "wasted-bias": "a bias that the normalization behind it takes away",
     "unused": "a layer that this forward does not call",
 }
