@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from . import _dispatch, _verify, layers, sequential
+from ._printable import printable
 from .backends import reference
 
 if TYPE_CHECKING:
@@ -92,9 +93,8 @@ class Report:
         for row in self.rows:
             after = row.after if row.swapped else "kept"
             figures = row.replay.figures() if row.replay else ("",) * len(columns)
-            table.append(
-                (row.name or "(model)", row.before, after, row.fused, *figures, row.why_not)
-            )
+            name = printable(row.name) or "(model)"
+            table.append((name, row.before, after, row.fused, *figures, row.why_not))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .._printable import one_line
 from .._wrappers import unwrapped
 from ..sequential import Sequential
 from .arrivals import ARRIVALS
@@ -236,7 +237,7 @@ class _Watch:
             candidate = frame.f_locals.get("self")
             if isinstance(candidate, nn.Module) and candidate in self.names:
                 module = candidate
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {one_line(error)}"
         if self.open is not None and module is not None and module is self.open.layer:
             found = [finding for rule in ARRIVALS for finding in rule(self.open)]
             self.findings += found

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .._arguments import Parser
+from .._arguments import Parser, print_path, say
+from .._printable import one_line
 from . import example, files
 from .call import explain
 from .names import names
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
             return depth_command.main(argv[1:])
         return _explain(_parsed(argv))
     except ExplainError as error:
-        print(f"{PROGRAM}: {' '.join(str(error).split())}", file=sys.stderr)
+        say(PROGRAM, error)
         return 2
 
 
@@ -122,7 +123,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.steps:
         trace = trace.only(*(name.strip() for name in arguments.steps.split(",")))
     for path in arguments.out:
-        print(save(trace, path, arguments.precision))
+        print_path(save(trace, path, arguments.precision))
     if not arguments.out:
         _print(trace, arguments.precision)
     return 0
@@ -135,7 +136,7 @@ def _trace(layer: str, x: Any, gradient: Any, options: dict[str, Any]) -> Trace:
         raise
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         # What the layer says about such an input; NotImplementedError is a RuntimeError.
-        raise ExplainError(f"{layer}: {error}") from error
+        raise ExplainError(f"{layer}: {one_line(error)}") from error
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

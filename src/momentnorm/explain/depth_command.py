@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .._arguments import Parser
+from .._arguments import Parser, print_path
 from . import depth_picture
 from .command import PROGRAM
 from .depth import MEASURES, NORMS, Study, study, table
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     )
     for path in arguments.out:
         write(path, WRITERS[path.suffix.lower()](found))
-        print(path)
+        print_path(path)
     if not arguments.out:
         print(table(found), end="")
     return 0

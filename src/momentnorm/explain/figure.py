@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 import torch
 from torch import Tensor
 
-from .._arguments import Parser
+from .._arguments import Parser, print_path
 from ..pool import BATCH, INSTANCE, Policy, Pool
 from ..relatives import SwitchableNorm2d, _Mixture
 from ._block import DARK, FONT, LIGHT, TIMES, Block, Theme, axes, glass, room, solid, text
@@ -326,8 +326,8 @@ def main(argv: Sequence[str]) -> int:
         )
         write(given.out, _as_file(drawing, given.out.suffix.lower()))
     except ValueError as error:
-        parser.exit(2, f"momentnorm figure: {error}\n")
-    print(given.out)
+        parser.fail(error)
+    print_path(given.out)
     return 0
 
 

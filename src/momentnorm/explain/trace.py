@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .._printable import OneLineError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -25,7 +27,7 @@ INPUT, STATISTICS, OUTPUT, RUNNING, BACKWARD = PARTS = (
 )
 
 
-class ExplainError(ValueError):
+class ExplainError(OneLineError, ValueError):
     """What was asked cannot be explained. The message is one line that says what to do instead."""
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from momentnorm._arguments import print_path, say
 from momentnorm._machine import cores
 from momentnorm.stylize.errors import StylizeError
 from momentnorm.stylize.terminal import Parser, positive, progress, stop_requested
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
             parser.error("-o FOLDER is needed")
         if not arguments.page and not _run(arguments, _known(arguments.name)):
             return 130
-        print(write_page(arguments.out))
+        print_path(write_page(arguments.out))
         return 0
     except (StudyError, StylizeError) as error:
         _say(f"error: {error}")
@@ -125,4 +125,4 @@ def _run(arguments: argparse.Namespace, study: AnyStudy) -> bool:
 
 
 def _say(text: str) -> None:
-    print(f"{PROGRAM}: {text}", file=sys.stderr, flush=True)
+    say(PROGRAM, text)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .._arguments import print_path
 from .apply import stylize
 from .command_train import add_settings, read_settings, read_style_picture
 from .content import Crops, content_files, read_first
@@ -155,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{NAMES[finding.norm]:14} contrast {finding.contrast:<5} "
             f"style loss {finding.style_loss:.3f}"
         )
-    print(out)
+    print_path(out)
     return 0
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._arguments import print_path
 from .apply import stylize
 from .artworks import ARTWORKS, draw
 from .content import content_files, read_first
@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
         kept = f"the training is kept, go on with --checkpoint {checkpoint}"
         raise StylizeError(f"{error}; {kept}") from error
     checkpoint.unlink(missing_ok=True)
-    print(out, file=sys.stdout)
+    print_path(out)
     return 0
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .._arguments import print_path
 from .._machine import is_out_of_memory
 from . import command_compare, command_photos, command_train, sheet
 from .artworks import ARTWORKS, draw
@@ -60,7 +61,7 @@ def _draw(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     check_output(arguments.out)
     write_photo(Photo(to_tensor(draw(arguments.name, arguments.size))), arguments.out)
-    print(arguments.out)
+    print_path(arguments.out)
     return 0
 
 

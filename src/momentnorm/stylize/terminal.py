@@ -6,13 +6,13 @@ import argparse
 import contextlib
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .. import _arguments
 from .._arguments import Parser as Parser
 from .errors import StylizeError
 
@@ -27,7 +27,7 @@ STOPPING = b"momentnorm: stopping when what is under way is finished; again to s
 
 def say(text: str) -> None:
     """A line for people, apart from the output."""
-    print(f"{PROGRAM}: {text}", file=sys.stderr)
+    _arguments.say(PROGRAM, text)
 
 
 def positive(text: str) -> int:

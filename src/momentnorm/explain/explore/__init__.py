@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..._arguments import Parser
+from ..._arguments import Parser, print_path
 from ..saving import check_path, write
 from ..trace import ExplainError
 
@@ -111,8 +111,8 @@ def main(argv: Sequence[str]) -> int:
         check_path(given.out, (".html",))
         write(given.out, page())
     except ExplainError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    print(given.out)
+        parser.fail(error)
+    print_path(given.out)
     return 0
 
 
@@ -120,7 +120,7 @@ def _serve_until_stopped(parser: Parser, port: int) -> int:
     try:
         server = serve(port)
     except (OSError, OverflowError) as error:
-        parser.exit(2, f"{parser.prog}: {error}; choose another --port\n")
+        parser.fail(f"{error}; choose another --port")
     with server:
         print(f"http://127.0.0.1:{server.server_port}/  (Ctrl-C stops)", flush=True)
         try:
