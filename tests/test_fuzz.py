@@ -20,6 +20,8 @@ CASES = {
     "npy": 300,
     "json": 300,
     "csv": 300,
+    "study-csv": 150,
+    "study-json": 150,
     "legacy": 150,
 }
 

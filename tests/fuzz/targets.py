@@ -19,6 +19,7 @@ from torch import nn
 
 from momentnorm import load_legacy
 from momentnorm.explain import ExplainError, files
+from momentnorm.studies import STUDIES, StudyError, page
 from momentnorm.stylize import (
     Architecture,
     Network,
@@ -234,6 +235,26 @@ def _texts(*contents):
     return lambda folder: [content.encode() for content in contents]
 
 
+_STUDY = STUDIES["switchable"]
+_RESULTS = Path(__file__).parents[2] / "docs" / "studies"
+
+
+def _results(suffix):
+    return lambda folder: [(_RESULTS / f"{_STUDY.name}{suffix}").read_bytes()]
+
+
+def _use_results(path):
+    """One of a study's two files is the damaged one; the other is whole."""
+    folder = path.parent / "studies"
+    folder.mkdir(exist_ok=True)
+    for suffix in (".csv", ".json"):
+        source = path if suffix == path.suffix else _RESULTS / f"{_STUDY.name}{suffix}"
+        (folder / f"{_STUDY.name}{suffix}").write_bytes(source.read_bytes())
+    text = page.section(_STUDY, folder)
+    assert text.replace("\n", "").isprintable()
+
+
+_study = functools.partial(Target, use=_use_results, refuses=(StudyError,))
 _input = functools.partial(Target, use=_use_input, refuses=(ExplainError,))
 
 TARGETS = {
@@ -245,6 +266,8 @@ TARGETS = {
     "npy": _input(".npy", _arrays),
     "json": _input(".json", _texts("[[[1, 2.5], [3e2, -4]]]", "[[[NaN, Infinity]]]")),
     "csv": _input(".csv", _texts("1,2\n3,4.5\n", '"1","-2e3"\r\n')),
+    "study-csv": _study(".csv", _results(".csv")),
+    "study-json": _study(".json", _results(".json")),
     "legacy": Target(
         ".pth", _legacy, _use_legacy, (ValueError, RuntimeError, OSError), one_line=False
     ),
