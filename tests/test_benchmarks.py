@@ -10,7 +10,8 @@ from benchmarks import __main__ as program
 from benchmarks import family, instance_norm, networks, peers, strided
 from benchmarks.__main__ import PARTS, table
 from benchmarks.timing import interleaved
-from momentnorm.backends import operands
+
+from momentnorm.core.backends import operands
 
 TINY = (1, 2, 4, 4)
 

@@ -138,6 +138,19 @@ def test_markdown(trace, tmp_path):
     assert "### `running_mean`" in text
 
 
+def test_names_of_layers_are_escaped(tmp_path):
+    class Named(momentnorm.InstanceNorm1d):
+        def extra_repr(self):
+            return "\x1b[31m\n# heading"
+
+    trace = explain(Named(2), torch.rand(2, 2, 3))
+    assert trace.layer == r"Named( \x1b[31m # heading )"
+    for suffix in ("txt", "md", "html", "json"):
+        text = trace.save(tmp_path / f"a.{suffix}").read_text()
+        assert "\x1b" not in text
+        assert "\n# heading" not in text
+
+
 def test_json_has_every_value(trace, tmp_path):
     found = json.loads(trace.save(tmp_path / "steps.json").read_text())
     assert [one["name"] for one in found["steps"]] == trace.names

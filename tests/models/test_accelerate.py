@@ -831,3 +831,11 @@ def test_the_first_layers_names_in_nested_and_tied_models():
         if isinstance(module, accelerate_module._NORMS)
     ]
     assert [row.name for row in report.rows] == names
+
+
+def test_names_of_layers_are_escaped_in_the_report():
+    model = nn.Sequential()
+    model.add_module("a\x1b[31m", nn.InstanceNorm2d(2))
+    text = str(accelerate(model))
+    assert r"a\x1b[31m " in text
+    assert "\x1b" not in text

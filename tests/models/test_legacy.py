@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import OrderedDict
 
@@ -304,3 +305,20 @@ def test_other_files(tmp_path):
 def test_no_state_dict(checkpoint, message):
     with pytest.raises(ValueError, match=message):
         load_legacy(_network(), checkpoint)
+
+
+def test_names_of_layers_are_escaped():
+    model = nn.Sequential(OrderedDict({"a\x1b[31m": nn.InstanceNorm2d(2)}))
+    state = {"a\x1b[31m.running_mean": torch.zeros(2), "a\x1b[31m.running_var": torch.ones(2)}
+    with pytest.warns(UserWarning, match="dropped"):
+        report = load_legacy(model, state)
+    assert report.dropped == tuple(state)
+    assert r"a\x1b[31m.running_mean" in str(report)
+    assert "\x1b" not in str(report)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="not a regular file"):
+        load_legacy(_network(), tmp_path / "fifo")

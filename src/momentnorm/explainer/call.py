@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.dispatch import use_backend
 from ..core.grid import statistics_dtype
+from ..support.printable import one_line, printable
 from . import adaptive as _registers  # noqa: F401
 from .explanation import Explanation
 from .family import explanation_of, with_our_arithmetic
@@ -101,7 +102,8 @@ def explain(
     steps = Steps()
     leaf = x.to(statistics_dtype(x), copy=True).requires_grad_()
     y = explanation.forward(steps, leaf)
-    trace = Trace(repr(layer), explanation.summary, steps.recorded, [], list(explanation.notes))
+    name = printable(" ".join(repr(layer).split()))  # one line, in whatever it is written into
+    trace = Trace(name, explanation.summary, steps.recorded, [], list(explanation.notes))
     trace.checks.append(
         _check_output(trace, explanation, after, x, y, residual, operands, expected)
     )
@@ -132,7 +134,7 @@ def _as_input(x: Any) -> Tensor:
     try:
         found = torch.as_tensor(x).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ExplainError(f"the input is no tensor of numbers: {error}") from None
+        raise ExplainError(f"the input is no tensor of numbers: {one_line(error)}") from None
     if not isinstance(x, Tensor) and not found.is_floating_point() and not found.is_complex():
         found = found.to(torch.float32)
     if found.dim() < 2:

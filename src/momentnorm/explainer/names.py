@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import by_name
+from ..support.printable import one_line
 from .trace import ExplainError
 
 #: Of :func:`momentnorm.get_norm_layer`'s names those that are explained, and two of its own:
@@ -60,7 +61,7 @@ def build(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
     try:
         layer = _made(name, x, options)
     except (TypeError, ValueError) as error:
-        raise ExplainError(str(error)) from None
+        raise ExplainError(one_line(error)) from None
     if x.is_floating_point():
         layer = layer.to(x.dtype)
     _fill(name, layer, values)

@@ -16,6 +16,7 @@ from ..core import dispatch
 from ..core.backends import reference
 from ..layers import sequential
 from ..layers.base import Layer
+from ..support.printable import printable
 from . import layouts, norm_act, verification
 from .classes import (
     MARK,
@@ -95,9 +96,8 @@ class Report:
         for row in self.rows:
             after = row.after if row.swapped else "kept"
             figures = row.replay.figures() if row.replay else ("",) * len(columns)
-            table.append(
-                (row.name or "(model)", row.before, after, row.fused, *figures, row.why_not)
-            )
+            name = printable(row.name) or "(model)"
+            table.append((name, row.before, after, row.fused, *figures, row.why_not))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..support.arguments import Parser, add_device, positive
-from ..support.terminal import answer
+from ..support.terminal import answer, print_path
 from . import command_compare, command_photos, command_train, sheet
 from .artworks import ARTWORKS, draw
 from .errors import PROGRAM
@@ -53,7 +53,7 @@ def _draw(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     check_output(arguments.out)
     write_photo(Photo(to_tensor(draw(arguments.name, arguments.size))), arguments.out)
-    print(arguments.out)
+    print_path(arguments.out)
     return 0
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..support.arguments import add_device, find_device
-from ..support.terminal import progress, say
+from ..support.terminal import print_path, progress, say
 from .apply import stylize
 from .command_train import add_settings, read_settings, read_style_picture
 from .content import Crops, content_files, read_first
@@ -156,7 +156,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{NAMES[finding.norm]:14} contrast {finding.contrast:<5} "
             f"style loss {finding.style_loss:.3f}"
         )
-    print(out)
+    print_path(out)
     return 0
 
 

@@ -8,11 +8,13 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from .errors import UserError, one_line
+from .errors import UserError
 from .machine import is_out_of_memory
+from .printable import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import FrameType
 
     from rich.progress import Progress
@@ -20,9 +22,14 @@ if TYPE_CHECKING:
 STOPPING = b"momentnorm: stopping after the current step; press Ctrl-C again to stop at once\n"
 
 
-def say(program: str, text: str) -> None:
+def say(program: str, text: object) -> None:
     """Print a line for people on stderr, apart from the output."""
-    print(f"{program}: {text}", file=sys.stderr, flush=True)
+    print(f"{program}: {printable(text)}", file=sys.stderr, flush=True)
+
+
+def print_path(path: Path) -> None:
+    """Print the name of a written file on stdout, with unseen characters escaped."""
+    print(printable(path))
 
 
 def answer(program: str, action: Callable[[], int], stopped: str = "stopped") -> int:

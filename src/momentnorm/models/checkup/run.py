@@ -15,6 +15,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...layers.sequential import Sequential
+from ...support.printable import one_line
 from .. import layouts
 from ..unwrap import unwrapped
 from .arrivals import ARRIVALS
@@ -238,7 +239,7 @@ class _Watch:
             self.findings.append(Finding("error", name, "layout", message, layouts.FIX))
             return
         module = layouts.raised_in(error, self.names)
-        text = f"{type(error).__name__}: {error}"
+        text = f"{type(error).__name__}: {one_line(error)}"
         if self.open is not None and module is not None and module is self.open.layer:
             found = [finding for rule in ARRIVALS for finding in rule(self.open)]
             self.findings += found
