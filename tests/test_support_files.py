@@ -125,7 +125,7 @@ def test_a_killed_holder_leaves_no_lock(tmp_path):
     path = tmp_path / ".lock"
     code = (
         "import os, pathlib, signal\n"
-        "from momentnorm._files import locked\n"
+        "from momentnorm.support.files import locked\n"
         f"with locked(pathlib.Path({str(path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9

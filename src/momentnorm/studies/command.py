@@ -26,7 +26,7 @@ STOPPED = "stopped; the same command goes on from the last finished cell"
 
 def main(argv: Sequence[str]) -> int:
     """Run ``momentnorm study``. The exit code is 0, 2 for wrong input, or 130 if it was stopped."""
-    return answer(PROGRAM, lambda: _study(argv), STOPPED)
+    return answer(PROGRAM, lambda: _study(argv), stopped=STOPPED)
 
 
 def _study(argv: Sequence[str]) -> int:

@@ -28,9 +28,11 @@ further commands, each with its own --help (a photograph of that name is written
 def main(argv: Sequence[str]) -> int:
     """Run ``momentnorm stylize``. The exit code is 0, 2 for wrong input, or 130 after Ctrl-C."""
     commands = {"train": _train, "compare": _compare, "draw": _draw}
-    if argv and argv[0] in commands:
-        return answer(PROGRAM, lambda: commands[argv[0]](argv[1:]))
-    return answer(PROGRAM, lambda: _photos(argv))
+
+    def action() -> int:
+        return commands[argv[0]](argv[1:]) if argv and argv[0] in commands else _photos(argv)
+
+    return answer(PROGRAM, action, smaller="use a smaller --size or --batch")
 
 
 def _train(argv: Sequence[str]) -> int:

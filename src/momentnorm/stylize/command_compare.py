@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -122,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings = dataclasses.replace(settings, **smaller)
     device = find_device(arguments.device)
     picture, _ = read_style_picture(arguments.style)
-    note = functools.cache(say)  # each photograph that is left out is named once
+    note = functools.cache(partial(say, PROGRAM))  # each photograph that is left out is named once
     training_files, photographs = hold_out(content_files(arguments.content), TEST_SIZE, note)
     tests = [photograph.to(device) for photograph in photographs]
     # One loss network for all, so that their losses can be compared.

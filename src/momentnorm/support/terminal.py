@@ -32,7 +32,13 @@ def print_path(path: Path) -> None:
     print(printable(path))
 
 
-def answer(program: str, action: Callable[[], int], stopped: str = "stopped") -> int:
+def answer(
+    program: str,
+    action: Callable[[], int],
+    *,
+    stopped: str = "stopped",
+    smaller: str = "choose a smaller size",
+) -> int:
     """Exit code of a command: that of ``action``, 2 for an error, 130 for Ctrl-C.
 
     Each error is one line on stderr.
@@ -41,6 +47,7 @@ def answer(program: str, action: Callable[[], int], stopped: str = "stopped") ->
         program: the command, such as "momentnorm stylize".
         action: the work; it returns an exit code, and raises :class:`UserError`.
         stopped: the line after Ctrl-C.
+        smaller: the fix where memory runs out.
     """
     try:
         return action()
@@ -50,7 +57,7 @@ def answer(program: str, action: Callable[[], int], stopped: str = "stopped") ->
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        say(program, "error: not enough memory; use a smaller size or batch")
+        say(program, f"error: not enough memory; {smaller}")
         return 2
     except KeyboardInterrupt:
         say(program, stopped)
