@@ -5,7 +5,11 @@ INSTALLED := .venv/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 KERNELS := CMakeLists.txt $(wildcard csrc/*)
 
-.PHONY: demo test lint bench kernels-report wheel clean
+# Of the fuzz targets: for how long each runs, and where its random numbers begin.
+SECONDS ?= 60
+SEED ?= $(shell date +%s)
+
+.PHONY: demo test lint bench fuzz fuzz-kernels kernels-report wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -24,6 +28,22 @@ lint: $(INSTALLED)
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
+
+# Random inputs: make fuzz SECONDS=600. A failure says which input it was.
+fuzz: fuzz-kernels
+
+fuzz-kernels: build/address/kernels_fuzz build/thread/kernels_fuzz
+	build/address/kernels_fuzz $(SECONDS) $(SEED)
+	build/thread/kernels_fuzz $(SECONDS) $(SEED)
+
+FUZZ_BUILD = $(BIN)/cmake -S . -B $(@D) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	-DMOMENTNORM_TEST=ON
+build/address/kernels_fuzz: $(INSTALLED) tests/fuzz/kernels.cpp
+	$(FUZZ_BUILD)
+	$(BIN)/cmake --build $(@D) --target kernels_fuzz
+build/thread/kernels_fuzz: $(INSTALLED) tests/fuzz/kernels.cpp
+	$(FUZZ_BUILD) -DMOMENTNORM_SANITIZERS=thread -DMOMENTNORM_NARROWEST=ON
+	$(BIN)/cmake --build $(@D) --target kernels_fuzz
 
 # The GPU kernels, compiled for GPUs that need not be there.
 kernels-report: $(INSTALLED)

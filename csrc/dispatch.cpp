@@ -134,6 +134,11 @@ void momentnorm_set_thread_pool(momentnorm_parallel_for parallel_for,
   if (grid.samples * grid.channels == 0) return MOMENTNORM_OK; \
   if (tail == nullptr) tail = &kPlain
 
+// For functions whose outputs are all feature maps: planes without elements are no work, either.
+#define FIND_MAP_KERNELS(grid) \
+  FIND_KERNELS(grid);          \
+  if (grid.size == 0) return MOMENTNORM_OK
+
 int32_t momentnorm_moments(const Grid* grid, const void* x, double* mean, double* var) {
   const Grid planes = of_planes(*grid);
   const Tail* tail = nullptr;
@@ -144,7 +149,7 @@ int32_t momentnorm_moments(const Grid* grid, const void* x, double* mean, double
 int32_t momentnorm_apply(const Grid* grid, const Tail* tail, const void* x, const double* mean,
                          const double* scale, const double* shift, void* y) {
   const Grid planes = of_planes(*grid);
-  FIND_KERNELS(planes);
+  FIND_MAP_KERNELS(planes);
   return kernels->apply(pool, planes, *tail, x, mean, scale, shift, y);
 }
 
@@ -158,7 +163,7 @@ int32_t momentnorm_normalize_with(const Grid* grid, const Tail* tail, const void
                                   const void* mean, const void* var, const void* weight,
                                   const void* bias, double eps, void* y) {
   const Grid planes = of_planes(*grid);
-  FIND_KERNELS(planes);
+  FIND_MAP_KERNELS(planes);
   return kernels->normalize_with(pool, planes, *tail, x, mean, var, weight, bias, eps, y);
 }
 
@@ -176,7 +181,7 @@ int32_t momentnorm_apply_gradient(const Grid* grid, const Tail* tail, const void
                                   const double* shift, const double* a, const double* b,
                                   const double* c, void* dx, void* z_gradient) {
   const Grid planes = of_planes(*grid);
-  FIND_KERNELS(planes);
+  FIND_MAP_KERNELS(planes);
   return kernels->apply_gradient(pool, planes, *tail, gradient, x, mean, scale, shift, a, b, c, dx,
                                  z_gradient);
 }
