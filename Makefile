@@ -24,7 +24,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/*.cpp tests/fuzz/*.cpp benchmarks/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp tests/*.h tests/*.cpp tests/fuzz/*.cpp benchmarks/*.cpp
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../csrc/momentnorm.h"
+#include "output.h"
 
 namespace {
 
@@ -84,18 +85,6 @@ int __wrap_munmap(void* memory, size_t bytes) {
 namespace {
 
 constexpr int64_t kMegabyte = int64_t(1) << 20;
-
-// The head of a DLPack tensor, and its deleter behind it.
-struct Output {
-  float* data;
-  int32_t device_type, device_id, dimensions;
-  uint8_t type_code, type_bits;
-  uint16_t type_lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-  void* context;
-  void (*deleter)(Output*);
-};
 
 Output* new_output(int64_t bytes) {
   const int64_t shape[] = {bytes / 4}, strides[] = {1};

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "../csrc/momentnorm.h"
+#include "output.h"
 
 namespace {
 
@@ -605,18 +606,6 @@ void edges() {
   check(momentnorm_choose_instruction_set("v9") == MOMENTNORM_NO_INSTRUCTION_SET, "unknown set");
   check(momentnorm_abi_version() == MOMENTNORM_ABI_VERSION, "version");
 }
-
-// The head of a DLPack tensor, and its deleter behind it.
-struct Output {
-  float* data;
-  int32_t device_type, device_id, dimensions;
-  uint8_t type_code, type_bits;
-  uint16_t type_lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-  void* context;
-  void (*deleter)(Output*);
-};
 
 void memory() {
   constexpr int64_t kMegabyte = int64_t(1) << 20;

@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "../../csrc/momentnorm.h"
+#include "../output.h"
 
 namespace {
 
@@ -258,18 +259,6 @@ Outputs outputs_of(const Call& call) {
           Buffer(planes, 8, 0), Buffer(planes, 8, 0)};
 }
 
-// The head of a DLPack tensor, and its deleter behind it.
-struct Kept {
-  float* data;
-  int32_t device_type, device_id, dimensions;
-  uint8_t type_code, type_bits;
-  uint16_t type_lanes;
-  int64_t *shape, *strides;
-  uint64_t byte_offset;
-  void* context;
-  void (*deleter)(Kept*);
-};
-
 // Large outputs of about one size, from several callers: a block must have one owner.
 void use_keeper(Source& source) {
   if (source.byte() % 16 == 0) {
@@ -279,8 +268,8 @@ void use_keeper(Source& source) {
   }
   const int64_t bytes = (int64_t(4) << 20) + source.up_to(65535) * 64;
   const int64_t shape[] = {bytes / 4}, strides[] = {1};
-  Kept* const kept =
-      static_cast<Kept*>(momentnorm_new_output(1, shape, strides, MOMENTNORM_FLOAT32, bytes));
+  Output* const kept =
+      static_cast<Output*>(momentnorm_new_output(1, shape, strides, MOMENTNORM_FLOAT32, bytes));
   if (momentnorm_kept_memory() < 0 || momentnorm_kept_memory_limit() < 0) fail("negative sizes");
   if (kept == nullptr) return;
   const float mark = float(source.up_to(65535));
