@@ -5,7 +5,11 @@ INSTALLED := .venv/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 KERNELS := CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*)
 
-.PHONY: demo test fuzz lint bench kernels-report wheel clean
+# Settings of the fuzz targets: how long each runs, and the seed of its random numbers.
+SECONDS ?= 60
+SEED ?= $(shell date +%s)
+
+.PHONY: demo test fuzz fuzz-kernels lint bench kernels-report wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -16,19 +20,33 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-# Damaged files for every reader; those that break one are kept in tests/data/fuzz.
-SECONDS ?= 60
-fuzz: $(INSTALLED)
-	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
-
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/kernels/* tests/core/*.cpp benchmarks/*.cpp
+	$(BIN)/clang-format --dry-run --Werror csrc/*.h csrc/*.cpp csrc/kernels/* \
+		tests/core/*.h tests/core/*.cpp tests/fuzz/*.cpp benchmarks/*.cpp
 
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks
+
+# Damaged files for every reader and random calls of the kernels: make fuzz SECONDS=600. An input that
+# breaks one of them is saved, and the last line says where.
+fuzz: $(INSTALLED) fuzz-kernels
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
+
+fuzz-kernels: build/address/kernels_fuzz build/thread/kernels_fuzz
+	build/address/kernels_fuzz $(SECONDS) $(SEED)
+	build/thread/kernels_fuzz $(SECONDS) $(SEED)
+
+FUZZ_BUILD = $(BIN)/cmake -S . -B $(@D) -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	-DMOMENTNORM_TEST=ON
+build/address/kernels_fuzz: $(INSTALLED) tests/fuzz/kernels.cpp
+	$(FUZZ_BUILD)
+	$(BIN)/cmake --build $(@D) --target kernels_fuzz
+build/thread/kernels_fuzz: $(INSTALLED) tests/fuzz/kernels.cpp
+	$(FUZZ_BUILD) -DMOMENTNORM_SANITIZERS=thread -DMOMENTNORM_NARROWEST=ON
+	$(BIN)/cmake --build $(@D) --target kernels_fuzz
 
 # The GPU kernels, compiled for GPUs that need not be there.
 kernels-report: $(INSTALLED)

@@ -3,7 +3,9 @@
 
 #include "kernel_table.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(MOMENTNORM_NARROWEST)
+#define INSTRUCTION_SETS(X) X(v2)
+#elif defined(__x86_64__)
 #define INSTRUCTION_SETS(X) X(v4) X(v3) X(v2)
 #elif defined(__aarch64__)
 #define INSTRUCTION_SETS(X) X(neon)
@@ -60,6 +62,10 @@ struct Choice {
 };
 
 Choice choice;
+
+// The instruction set in use. Threads may choose another one while others call.
+const InstructionSet* chosen_set() { return __atomic_load_n(&choice.chosen, __ATOMIC_RELAXED); }
+
 ThreadPool pool = {nullptr, nullptr};
 
 bool known(int32_t value, int32_t count) { return value >= 0 && value < count; }
@@ -67,7 +73,8 @@ bool known(int32_t value, int32_t count) { return value >= 0 && value < count; }
 constexpr Tail kPlain = {MOMENTNORM_IDENTITY, 0, nullptr};
 
 int32_t find_kernels(const Grid& grid, const Tail* tail, const Kernels** kernels) {
-  if (choice.chosen == nullptr) return MOMENTNORM_NO_INSTRUCTION_SET;
+  const InstructionSet* const chosen = chosen_set();
+  if (chosen == nullptr) return MOMENTNORM_NO_INSTRUCTION_SET;
   if (!known(grid.dtype, kDtypes) || !known(grid.parameters, kDtypes) ||
       !known(grid.layout, kLayouts) ||
       (tail != nullptr && !known(tail->activation, kActivations))) {
@@ -82,7 +89,7 @@ int32_t find_kernels(const Grid& grid, const Tail* tail, const Kernels** kernels
   const int32_t layout = grid.size != 1 ? grid.layout
                          : runs         ? MOMENTNORM_CHANNELS_FIRST
                                         : MOMENTNORM_CHANNELS_LAST;
-  *kernels = &choice.chosen->kernels[layout][grid.dtype];
+  *kernels = &chosen->kernels[layout][grid.dtype];
   return MOMENTNORM_OK;
 }
 
@@ -100,13 +107,14 @@ int32_t momentnorm_abi_version(void) { return MOMENTNORM_ABI_VERSION; }
 const char* momentnorm_instruction_sets(void) { return choice.names; }
 
 const char* momentnorm_instruction_set(void) {
-  return choice.chosen != nullptr ? choice.chosen->name : nullptr;
+  const InstructionSet* const chosen = chosen_set();
+  return chosen != nullptr ? chosen->name : nullptr;
 }
 
 int32_t momentnorm_choose_instruction_set(const char* name) {
   for (const InstructionSet& candidate : kBuilt) {
     if (strcmp(candidate.name, name) == 0 && runs(name)) {
-      choice.chosen = &candidate;
+      __atomic_store_n(&choice.chosen, &candidate, __ATOMIC_RELAXED);
       return MOMENTNORM_OK;
     }
   }
@@ -126,6 +134,11 @@ void momentnorm_set_thread_pool(momentnorm_parallel_for parallel_for,
   if (grid.samples * grid.channels == 0) return MOMENTNORM_OK; \
   if (tail == nullptr) tail = &kPlain
 
+// For functions whose outputs are all feature maps: planes without elements are no work, either.
+#define FIND_MAP_KERNELS(grid) \
+  FIND_KERNELS(grid);          \
+  if (grid.size == 0) return MOMENTNORM_OK
+
 int32_t momentnorm_moments(const Grid* grid, const void* x, double* mean, double* var) {
   const Grid planes = of_planes(*grid);
   const Tail* tail = nullptr;
@@ -136,7 +149,7 @@ int32_t momentnorm_moments(const Grid* grid, const void* x, double* mean, double
 int32_t momentnorm_apply(const Grid* grid, const Tail* tail, const void* x, const double* mean,
                          const double* scale, const double* shift, void* y) {
   const Grid planes = of_planes(*grid);
-  FIND_KERNELS(planes);
+  FIND_MAP_KERNELS(planes);
   return kernels->apply(pool, planes, *tail, x, mean, scale, shift, y);
 }
 
@@ -150,7 +163,7 @@ int32_t momentnorm_normalize_with(const Grid* grid, const Tail* tail, const void
                                   const void* mean, const void* var, const void* weight,
                                   const void* bias, double eps, void* y) {
   const Grid planes = of_planes(*grid);
-  FIND_KERNELS(planes);
+  FIND_MAP_KERNELS(planes);
   return kernels->normalize_with(pool, planes, *tail, x, mean, var, weight, bias, eps, y);
 }
 
@@ -168,7 +181,7 @@ int32_t momentnorm_apply_gradient(const Grid* grid, const Tail* tail, const void
                                   const double* shift, const double* a, const double* b,
                                   const double* c, void* dx, void* z_gradient) {
   const Grid planes = of_planes(*grid);
-  FIND_KERNELS(planes);
+  FIND_MAP_KERNELS(planes);
   return kernels->apply_gradient(pool, planes, *tail, gradient, x, mean, scale, shift, a, b, c, dx,
                                  z_gradient);
 }

@@ -1,8 +1,11 @@
 // Memory for large outputs: blocks that are kept when they are given back.
 //
 // The first touch of a page costs more than the normalization of its contents, and the C library
-// returns large memory to the system as soon as it is freed. No standard library here; and no lock
-// that could be held when the process forks: who finds the list busy goes without it.
+// returns large memory to the system as soon as it is freed. The list of kept blocks has no lock: a
+// process may fork at any moment, and a lock that another thread held then would stay locked in the
+// child for good. Each place of the list is one word that is exchanged as a whole.
+#include "memory.h"
+
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,6 +16,8 @@
 namespace {
 
 constexpr int64_t kHugePage = int64_t(1) << 21;
+// Sizes of blocks are multiples of this, which is a multiple of every page size.
+constexpr int64_t kUnit = int64_t(1) << 16;
 
 // What DLPack 0.x calls a managed tensor: https://dmlc.github.io/dlpack/latest/c_api.html
 struct Tensor {
@@ -31,48 +36,124 @@ struct ManagedTensor {
 };
 
 struct Block {
-  void* memory;
+  char* memory;
   int64_t bytes;
 };
 
-// The blocks that nobody uses, the newest last.
-constexpr int kMostBlocks = 64;
-Block blocks[kMostBlocks];
-int block_count = 0;
-int64_t kept = 0;
-int64_t limit = -1;  // a sixteenth of the machine's memory, unless another was set
-bool busy = false;
+// A block as one word: its address in huge pages, and its size in units. 0 is no block.
+typedef uint64_t Word;
+constexpr int kSizeBits = 28;
+Word word_of(Block block) {
+  return Word(uintptr_t(block.memory)) / kHugePage << kSizeBits | Word(block.bytes / kUnit);
+}
+int64_t bytes_of(Word word) { return int64_t(word & ((Word(1) << kSizeBits) - 1)) * kUnit; }
+Block block_of(Word word) {
+  return {reinterpret_cast<char*>(uintptr_t(word >> kSizeBits) * kHugePage), bytes_of(word)};
+}
 
-struct Attempt {
-  bool locked;
-  explicit Attempt(bool patient = false) {
-    do locked = !__atomic_exchange_n(&busy, true, __ATOMIC_ACQUIRE);
-    while (patient && !locked);
-  }
-  Attempt(const Attempt&) = delete;
-  ~Attempt() {
-    if (locked) __atomic_store_n(&busy, false, __ATOMIC_RELEASE);
-  }
-};
+// The blocks that nobody uses. The stamps order them by age; a race for one only makes the order
+// inexact.
+constexpr int kMostBlocks = 64;
+Word kept_blocks[kMostBlocks];
+uint64_t stamps[kMostBlocks];
+uint64_t last_stamp = 0;
+int64_t limit = -1;  // a sixteenth of the machine's memory, unless another was set
+
+template <class T>
+T read(const T& shared) {
+  return __atomic_load_n(&shared, __ATOMIC_SEQ_CST);
+}
 
 int64_t most_kept() {
-  if (limit < 0) limit = int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE) / 16;
-  return limit;
+  int64_t most = read(limit);
+  if (most >= 0) return most;
+  const int64_t sixteenth = int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE) / 16;
+  // Another thread may set a limit meanwhile: that one holds.
+  return __atomic_compare_exchange_n(&limit, &most, sixteenth, false, __ATOMIC_SEQ_CST,
+                                     __ATOMIC_SEQ_CST)
+             ? sixteenth
+             : most;
 }
 
-Block remove(int index) {
-  const Block block = blocks[index];
-  memmove(blocks + index, blocks + index + 1, sizeof(Block) * size_t(--block_count - index));
-  kept -= block.bytes;
-  return block;
+// Takes this very block out of the list, unless another thread was faster.
+bool remove(int place, Word word) {
+  return __atomic_compare_exchange_n(&kept_blocks[place], &word, Word(0), false, __ATOMIC_SEQ_CST,
+                                     __ATOMIC_SEQ_CST);
 }
 
-// A fresh block, on huge pages where the system grants them.
+bool put(Word word) {
+  for (int place = 0; place < kMostBlocks; ++place) {
+    Word none = 0;
+    if (read(kept_blocks[place]) != 0) continue;
+    __atomic_store_n(&stamps[place], __atomic_add_fetch(&last_stamp, 1, __ATOMIC_RELAXED),
+                     __ATOMIC_RELAXED);
+    if (__atomic_compare_exchange_n(&kept_blocks[place], &none, word, false, __ATOMIC_SEQ_CST,
+                                    __ATOMIC_SEQ_CST)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+void return_to_system(Block block) { munmap(block.memory, size_t(block.bytes)); }
+
+// Gives the oldest block back to the system; false if there is none.
+bool drop_oldest() {
+  for (;;) {
+    int oldest = -1;
+    Word word = 0;
+    for (int place = 0; place < kMostBlocks; ++place) {
+      const Word here = read(kept_blocks[place]);
+      if (here != 0 && (oldest < 0 || read(stamps[place]) < read(stamps[oldest]))) {
+        oldest = place, word = here;
+      }
+    }
+    if (oldest < 0) return false;
+    if (remove(oldest, word)) {
+      return_to_system(block_of(word));
+      return true;
+    }
+  }
+}
+
+int64_t kept_bytes() {
+  int64_t sum = 0;
+  for (const Word& word : kept_blocks) sum += bytes_of(read(word));
+  return sum;
+}
+
+void drop_beyond_limit() {
+  while (kept_bytes() > most_kept() && drop_oldest()) {
+  }
+}
+
+// The newest kept block that serves, with at most an eighth to spare; or none.
+Block take_kept(int64_t bytes) {
+  for (;;) {
+    int newest = -1;
+    Word word = 0;
+    for (int place = 0; place < kMostBlocks; ++place) {
+      const Word here = read(kept_blocks[place]);
+      if (bytes_of(here) < bytes || bytes_of(here) - bytes > bytes / 8) continue;
+      if (newest < 0 || read(stamps[place]) > read(stamps[newest])) newest = place, word = here;
+    }
+    if (newest < 0) return {nullptr, 0};
+    if (remove(newest, word)) return block_of(word);
+  }
+}
+
+void* map(int64_t bytes) {
+  void* const memory =
+      mmap(nullptr, size_t(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return memory == MAP_FAILED ? nullptr : memory;
+}
+
+// A fresh block, on huge pages where the system grants them. It begins with one.
 Block fresh(int64_t bytes) {
-  char* const memory =
-      static_cast<char*>(mmap(nullptr, size_t(bytes + kHugePage), PROT_READ | PROT_WRITE,
-                              MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-  if (memory == MAP_FAILED) return {nullptr, 0};
+  void* mapped = map(bytes + kHugePage);
+  if (mapped == nullptr && momentnorm_give_back_kept_memory() > 0) mapped = map(bytes + kHugePage);
+  if (mapped == nullptr) return {nullptr, 0};
+  char* const memory = static_cast<char*>(mapped);
   const int64_t before = -int64_t(uintptr_t(memory)) & (kHugePage - 1);
   if (before > 0) munmap(memory, size_t(before));
   if (before < kHugePage) munmap(memory + before + bytes, size_t(kHugePage - before));
@@ -80,28 +161,24 @@ Block fresh(int64_t bytes) {
   return {memory + before, bytes};
 }
 
-Block take(int64_t bytes) {
-  bytes = (bytes + kHugePage - 1) & -kHugePage;
-  {
-    const Attempt attempt;
-    for (int i = block_count - 1; attempt.locked && i >= 0; --i) {
-      if (blocks[i].bytes >= bytes && blocks[i].bytes - bytes <= bytes / 8) return remove(i);
-    }
-  }
-  return fresh(bytes);
+// Up to a sixteenth more than asked for, so that outputs of about this size share their blocks.
+int64_t rounded(int64_t bytes) {
+  int64_t step = kUnit;
+  while (step < kHugePage && step * 32 <= bytes) step *= 2;
+  return (bytes + step - 1) & -step;
 }
 
-// Whether the list took the block; it may have to give up older ones.
-bool keep(Block block) {
-  const Attempt attempt;
-  if (!attempt.locked || block.bytes > most_kept()) return false;
-  while (block_count == kMostBlocks || (block_count > 0 && kept + block.bytes > most_kept())) {
-    const Block oldest = remove(0);
-    munmap(oldest.memory, size_t(oldest.bytes));
-  }
-  blocks[block_count++] = block;
-  kept += block.bytes;
-  return true;
+Block take(int64_t bytes) {
+  bytes = rounded(bytes);
+  const Block kept = take_kept(bytes);
+  return kept.memory != nullptr ? kept : fresh(bytes);
+}
+
+void keep(Block block) {
+  const Word word = word_of(block);
+  const bool fits = block.bytes <= most_kept() && block_of(word).bytes == block.bytes;
+  if (!fits || !(put(word) || (drop_oldest() && put(word)))) return return_to_system(block);
+  drop_beyond_limit();
 }
 
 // The tensor, its shape and strides, and its block are one piece of memory.
@@ -113,7 +190,7 @@ struct Output {
 
 void give_back(ManagedTensor* managed) {
   Output* const output = static_cast<Output*>(managed->context);
-  if (!keep(output->block)) munmap(output->block.memory, size_t(output->block.bytes));
+  keep(output->block);
   free(output);
 }
 
@@ -123,11 +200,9 @@ void* momentnorm_new_output(int32_t dimensions, const int64_t* shape, const int6
                             int32_t dtype, int64_t bytes) {
   constexpr uint8_t kCodes[] = {2, 2, 4, 2}, kBits[] = {32, 64, 16, 16};
   const size_t sizes = sizeof(int64_t) * size_t(dimensions);
+  if (most_kept() == 0) return nullptr;
   Output* const output = static_cast<Output*>(malloc(sizeof(Output) + 2 * sizes));
-  if (output == nullptr || most_kept() == 0) {
-    free(output);
-    return nullptr;
-  }
+  if (output == nullptr) return nullptr;
   output->block = take(bytes);
   if (output->block.memory == nullptr) {
     free(output);
@@ -143,13 +218,25 @@ void* momentnorm_new_output(int32_t dimensions, const int64_t* shape, const int6
   return &output->managed;
 }
 
-int64_t momentnorm_kept_memory(void) { return kept; }
+void* momentnorm_allocate(size_t bytes) {
+  void* memory = aligned_alloc(64, bytes);
+  if (memory == nullptr && momentnorm_give_back_kept_memory() > 0)
+    memory = aligned_alloc(64, bytes);
+  return memory;
+}
+
+int64_t momentnorm_kept_memory(void) { return kept_bytes(); }
+
+int64_t momentnorm_kept_memory_limit(void) { return most_kept(); }
 
 void momentnorm_limit_kept_memory(int64_t bytes) {
-  const Attempt attempt(true);
-  limit = bytes;
-  while (block_count > 0 && kept > most_kept()) {
-    const Block oldest = remove(0);
-    munmap(oldest.memory, size_t(oldest.bytes));
+  __atomic_store_n(&limit, bytes, __ATOMIC_SEQ_CST);
+  drop_beyond_limit();
+}
+
+int64_t momentnorm_give_back_kept_memory(void) {
+  const int64_t before = kept_bytes();
+  while (drop_oldest()) {
   }
+  return before;
 }

@@ -12,8 +12,8 @@
  * The results are the same bits for any number of threads, any batch around a pool (but for sums
  * over the batch), and any instruction set.
  *
- * Every function returns MOMENTNORM_OK or one of the other codes, and writes nothing in that case;
- * but where memory runs out (MOMENTNORM_NO_MEMORY), part of the output may be written.
+ * Every function returns MOMENTNORM_OK or one of the other codes, and writes no output in that
+ * case: what it computes in place of an input is then still that input.
  */
 #ifndef MOMENTNORM_H
 #define MOMENTNORM_H
@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define MOMENTNORM_ABI_VERSION 5
+#define MOMENTNORM_ABI_VERSION 6
 #define MOMENTNORM_EXPORT __attribute__((visibility("default")))
 
 enum momentnorm_status {
@@ -105,10 +105,16 @@ MOMENTNORM_EXPORT void momentnorm_set_thread_pool(momentnorm_parallel_for parall
 MOMENTNORM_EXPORT void* momentnorm_new_output(int32_t dimensions, const int64_t* shape,
                                               const int64_t* strides, int32_t dtype, int64_t bytes);
 
-/* How many bytes are kept at the moment, and at most: of the blocks beyond the limit, the oldest go
- * back to the system. At first the limit is a sixteenth of the machine's memory. */
+/* Kept bytes at the moment, and the most that are kept. The oldest blocks beyond the limit go back
+ * to the system. The first limit is a sixteenth of the machine's memory; a caller that may use
+ * less, as in a container, sets a smaller one. */
 MOMENTNORM_EXPORT int64_t momentnorm_kept_memory(void);
+MOMENTNORM_EXPORT int64_t momentnorm_kept_memory_limit(void);
 MOMENTNORM_EXPORT void momentnorm_limit_kept_memory(int64_t bytes);
+
+/* Gives all kept blocks back to the system, for an allocation that failed; returns their bytes. The
+ * kernels and momentnorm_new_output do so themselves before they report MOMENTNORM_NO_MEMORY. */
+MOMENTNORM_EXPORT int64_t momentnorm_give_back_kept_memory(void);
 
 /* mean, var = moments of each plane; var is divided by size. Planes of no elements give NaN. */
 MOMENTNORM_EXPORT int32_t momentnorm_moments(const momentnorm_grid* grid, const void* x,

@@ -201,6 +201,15 @@ INLINE void store_some(E* target, int64_t count, Vec<Compute<E>> values) {
   for (int64_t i = 0; i < count; ++i) target[i] = elements[i];
 }
 
+// The first `count` lanes of a register, and 0 in the others.
+template <class T>
+INLINE Vec<T> first_lanes(Some<T, kWidth<T>> values, int64_t count) {
+  if (count >= kWidth<T>) return values;
+  T lanes[kWidth<T>];
+  store(lanes, values);
+  return load_some(lanes, count);
+}
+
 // y = activation(z)
 template <class E>
 void activate(const Tail& tail, const Compute<E>* z, E* y, int64_t count) {

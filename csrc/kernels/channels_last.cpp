@@ -19,24 +19,64 @@ namespace {
 constexpr int64_t kGroupBytes = int64_t(8) << 20;
 constexpr int64_t kSmallSample = int64_t(512) << 10;
 
-// The memory of a thread's Scratch.
+// What one thread works in.
 template <class T>
 struct Workspace {
-  Array<double> sums;
-  Array<T> columns;
-  const Scratch<T> scratch;
+  Scratch<T> scratch;
+  double* partial;  // of the blocks of a sample, where the thread visits whole samples
+  T* coefficients;  // as well
+};
 
-  INLINE Workspace(const Rows& shape, bool with_tile)
-      : sums(2 * shape.width),
-        columns(shape.width * (with_tile ? 4 + Rows::kTile : 1)),
-        scratch{sums.data,
-                sums.data + shape.width,
-                columns.data,
-                columns.data + shape.width,
-                columns.data + 2 * shape.width,
-                columns.data + 3 * shape.width,
-                columns.data + 4 * shape.width} {}
-  INLINE bool good() const { return sums.data != nullptr && columns.data != nullptr; }
+// The workspaces of a call, one for each thread that may run at the same time. They are there
+// before the first result is written, so a call without memory writes nothing.
+template <class T>
+struct Workspaces {
+  int64_t count, width, tile, partial_size, coefficient_size;
+  Array<double> doubles;
+  Array<T> values;
+  Array<char> taken;
+
+  INLINE Workspaces(int64_t count_, const Rows& shape, bool with_tile, int64_t partial_size_,
+                    int64_t coefficient_size_)
+      : count(count_),
+        width(shape.width),
+        tile(with_tile ? (3 + Rows::kTile) * shape.width : 0),
+        partial_size(partial_size_),
+        coefficient_size(coefficient_size_),
+        doubles(count * (2 * width + partial_size)),
+        values(count * (width + tile + coefficient_size)),
+        taken(count) {
+    if (good()) memset(taken.data, 0, size_t(count));
+  }
+  INLINE bool good() const {
+    return doubles.data != nullptr && values.data != nullptr && taken.data != nullptr;
+  }
+  INLINE Workspace<T> at(int64_t i) const {
+    double* const sums = doubles.data + i * (2 * width + partial_size);
+    T* const columns = values.data + i * (width + tile + coefficient_size);
+    T* const map = columns + width;
+    return {{sums, sums + width, columns, map, map + width, map + 2 * width, map + 3 * width},
+            sums + 2 * width,
+            map + tile};
+  }
+};
+
+// A workspace that no other thread has, for the time of the scope.
+template <class T>
+struct Lease {
+  const Workspaces<T>& all;
+  int64_t place = 0;
+  Workspace<T> own;
+  // A pool that runs more threads than it said makes some of them wait.
+  explicit INLINE Lease(const Workspaces<T>& workspaces) : all(workspaces) {
+    while (__atomic_exchange_n(&all.taken.data[place], char(1), __ATOMIC_ACQUIRE) != 0) {
+      place = (place + 1) % all.count;
+    }
+    own = all.at(place);
+  }
+  INLINE ~Lease() { __atomic_store_n(&all.taken.data[place], char(0), __ATOMIC_RELEASE); }
+  Lease(const Lease&) = delete;
+  Lease& operator=(const Lease&) = delete;
 };
 
 template <class E>
@@ -58,64 +98,58 @@ struct Of {
     const int64_t sample_bytes = shape.size * shape.channels * int64_t(sizeof(E));
     const int64_t partial_size = 2 * shape.channels;
     const int64_t coefficient_size = kCoefficients * shape.width;
-    bool failed = false;
     const int64_t threads = pool.threads();
     const bool idle = ceil_div(grid.samples, threads) * threads * 8 > grid.samples * 9;
     if (sample_bytes <= kSmallSample &&
         (grid.samples * shape.size * shape.channels <= kGrain || !idle)) {
-      parallel(pool, grid.samples, ceil_div(kGrain, shape.size * shape.channels),
-               [&](int64_t begin, int64_t end) {
-                 const Workspace<T> workspace(shape, with_tile);
-                 const Array<double> own_partial(shape.blocks * partial_size);
-                 const Array<T> own_coefficients(coefficient_size);
-                 if (!workspace.good() || own_partial.data == nullptr ||
-                     own_coefficients.data == nullptr) {
-                   __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
-                   return;
-                 }
-                 double* const first = own_partial.data;
-                 for (int64_t sample = begin; sample < end; ++sample) {
-                   for (int64_t block = 0; block < shape.blocks; ++block) {
-                     reduce(sample, block, first + block * partial_size, workspace.scratch);
-                   }
-                   for (int64_t block = 1; block < shape.blocks; ++block) {
-                     fold(first, first + block * partial_size, block);
-                   }
-                   finish(sample, first, own_coefficients.data);
-                   for (int64_t block = 0; block < shape.blocks; ++block) {
-                     map(sample, block, own_coefficients.data, workspace.scratch);
-                   }
-                 }
-               });
-      return failed ? MOMENTNORM_NO_MEMORY : MOMENTNORM_OK;
+      const int64_t grain = ceil_div(kGrain, shape.size * shape.channels);
+      const Workspaces<T> workspaces(most_ranges(pool, grid.samples, grain), shape, with_tile,
+                                     shape.blocks * partial_size, coefficient_size);
+      if (!workspaces.good()) return MOMENTNORM_NO_MEMORY;
+      parallel(pool, grid.samples, grain, [&](int64_t begin, int64_t end) {
+        const Lease<T> lease(workspaces);
+        const Workspace<T>& own = lease.own;
+        for (int64_t sample = begin; sample < end; ++sample) {
+          for (int64_t block = 0; block < shape.blocks; ++block) {
+            reduce(sample, block, own.partial + block * partial_size, own.scratch);
+          }
+          for (int64_t block = 1; block < shape.blocks; ++block) {
+            fold(own.partial, own.partial + block * partial_size, block);
+          }
+          finish(sample, own.partial, own.coefficients);
+          for (int64_t block = 0; block < shape.blocks; ++block) {
+            map(sample, block, own.coefficients, own.scratch);
+          }
+        }
+      });
+      return MOMENTNORM_OK;
     }
     int64_t group = sample_bytes > 0 ? kGroupBytes / sample_bytes : grid.samples;
     group = group < 1 ? 1 : group > grid.samples ? grid.samples : group;
-    const Array<double> partial(group * shape.blocks * partial_size);
-    const Array<T> coefficients(group * coefficient_size);
-    if (partial.data == nullptr || coefficients.data == nullptr) return MOMENTNORM_NO_MEMORY;
     const int64_t block_elements = shape.size * shape.channels / shape.blocks;
     const int64_t grain = ceil_div(kGrain, block_elements > 0 ? block_elements : 1);
+    const Array<double> partial(group * shape.blocks * partial_size);
+    const Array<T> coefficients(group * coefficient_size);
+    const Workspaces<T> workspaces(most_ranges(pool, group * shape.blocks, grain), shape, with_tile,
+                                   0, 0);
+    if (partial.data == nullptr || coefficients.data == nullptr || !workspaces.good()) {
+      return MOMENTNORM_NO_MEMORY;
+    }
     // body(sample - from, block, scratch) for all blocks of some samples.
     auto each_block = [&](int64_t samples, auto body) {
       parallel(pool, samples * shape.blocks, grain, [&](int64_t begin, int64_t end) {
-        const Workspace<T> workspace(shape, with_tile);
-        if (!workspace.good()) {
-          __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
-          return;
-        }
+        const Lease<T> lease(workspaces);
         for (int64_t i = begin; i < end; ++i) {
-          body(i / shape.blocks, i % shape.blocks, workspace.scratch);
+          body(i / shape.blocks, i % shape.blocks, lease.own.scratch);
         }
       });
     };
 
-    for (int64_t from = 0; from < grid.samples && !failed; from += group) {
+    for (int64_t from = 0; from < grid.samples; from += group) {
       const int64_t samples = grid.samples - from < group ? grid.samples - from : group;
       each_block(samples, [&](int64_t i, int64_t block, const Scratch<T>& scratch) {
         reduce(from + i, block, partial.data + (i * shape.blocks + block) * partial_size, scratch);
       });
-      if (failed) break;
       parallel(pool, samples, ceil_div(kGrain, shape.blocks * shape.channels),
                [&](int64_t begin, int64_t end) {
                  for (int64_t i = begin; i < end; ++i) {
@@ -130,7 +164,7 @@ struct Of {
         map(from + i, block, coefficients.data + i * coefficient_size, scratch);
       });
     }
-    return failed ? MOMENTNORM_NO_MEMORY : MOMENTNORM_OK;
+    return MOMENTNORM_OK;
   }
 
   // The same grid with the samples of a pool as one.
@@ -159,12 +193,13 @@ struct Of {
 
   static INLINE void spread_forward(const Rows& shape, T* coefficients, int64_t channel,
                                     double mean, double scale, double shift) {
-    spread(shape, coefficients, channel, mean, scale, shift - Split<T>(mean).rest * scale, 0);
+    spread(shape, coefficients, channel, mean, scale, Split<T>(mean).shift_about_high(scale, shift),
+           0);
   }
 
   static INLINE void spread_backward(const Rows& shape, T* coefficients, int64_t channel,
                                      double mean, double a, double b, double c) {
-    spread(shape, coefficients, channel, mean, a, b, c - Split<T>(mean).rest * b);
+    spread(shape, coefficients, channel, mean, a, b, Split<T>(mean).shift_about_high(b, c));
   }
 
   // y = activation((x - mean) * scale + shift + residual)
@@ -208,7 +243,8 @@ struct Of {
         });
   }
 
-  // dx = a * g + b * (x - mean) + c
+  // dx = a * g + b * (x - mean) + c. With b = 0 the result does not depend on x, even where x or
+  // the mean is not finite.
   template <class Gradient>
   static INLINE void map_backward(const Rows& shape, Gradient g, const E* x, E* dx, int64_t block,
                                   const T* coefficients) {
@@ -227,12 +263,14 @@ struct Of {
           fetch_ahead(x + i);
           g.fetch_ahead(i);
           fetch_ahead_for_writing(dx + i);
-          store(dx + i, load(g.at(i)) * k.a + ((load(x + i) - k.mean) * k.b + k.c));
+          const Vec<T> of_x = (load(x + i) - k.mean) * k.b + k.c;
+          store(dx + i, load(g.at(i)) * k.a + (k.b == 0 ? k.c : of_x));
         },
         [&](int64_t i, int64_t channel) {
           const T* const at = coefficients + channel;
+          const T b = at[2 * shape.width], c = at[3 * shape.width];
           dx[i] = put<E>(g.one(i, channel) * at[shape.width] +
-                         ((get(x[i]) - at[0]) * at[2 * shape.width] + at[3 * shape.width]));
+                         (b == 0 ? c : (get(x[i]) - at[0]) * b + c));
         });
   }
 
@@ -301,7 +339,7 @@ struct Of {
         const Split<T> centre(mean[plane]);
         scratch.mean[column] = centre.high;
         scratch.scale[column] = T(scale[plane]);
-        scratch.shift[column] = T(shift[plane] - centre.rest * scale[plane]);
+        scratch.shift[column] = centre.shift_about_high(scale[plane], shift[plane]);
       }
       const int64_t at = element(shape, sample, block);
       return {tail,        g + at,  x + at, moved(in(tail.residual), at), moved(out(copy), at),

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "../kernel_table.h"
+#include "../memory.h"
 #include "plane_block.h"
 
 namespace MOMENTNORM_NAMESPACE {
@@ -19,7 +20,8 @@ template <class T>
 struct Array {
   T* data;
   explicit INLINE Array(int64_t count)
-      : data(static_cast<T*>(aligned_alloc(64, (size_t(count) * sizeof(T) + 64) & -size_t(64)))) {}
+      : data(static_cast<T*>(momentnorm_allocate((size_t(count) * sizeof(T) + 64) & -size_t(64)))) {
+  }
   INLINE ~Array() { free(data); }
   Array(const Array&) = delete;
   Array& operator=(const Array&) = delete;

@@ -228,17 +228,18 @@ INLINE void moments_of_block(const E* x, const Rows& shape, int64_t block, doubl
           one = load_doubles(x + i) - load_doubles(origin + column);
           other = one * one;
         });
-    bool far = false;
+    if (attempt > 0) break;
+    bool any_far = false;
     for (int64_t column = 0; column < shape.width; ++column) {
       // offset^2 * rows > kFar * m2, where m2 = squares - offset^2 * rows. Squares that are all 0,
       // beside a sum that is not, were lost: about their mean the sum might be 0 as well.
-      far |= squares[column] != 0 &&
-             sums[column] * sums[column] * (1 + kFar) > kFar * squares[column] * double(rows);
+      const bool far = squares[column] != 0 && sums[column] * sums[column] * (1 + kFar) >
+                                                   kFar * squares[column] * double(rows);
+      // The other columns keep their origins, and so their bits: channels do not affect each other.
+      if (far) origin[column] += T(sums[column] / double(rows));
+      any_far |= far;
     }
-    if (!far || attempt > 0) break;
-    for (int64_t column = 0; column < shape.width; ++column) {
-      if (squares[column] != 0) origin[column] += T(sums[column] / double(rows));
-    }
+    if (!any_far) break;
   }
   for (int64_t channel = 0; channel < shape.channels; ++channel) {
     bool good = true;
@@ -309,8 +310,12 @@ INLINE void gradient_sums_of_block(Gradient& g, const E* x, const Rows& shape, i
     }
     add(rows * shape.pixels);
     if (sizeof(T) == 4 && !__builtin_isfinite(sum + products)) {
+      // In double throughout. A sum that is finite keeps its bits: sum(g) does not depend on x.
+      const double fast_sum = sum, fast_products = products;
       sum = products = 0;
       add(0);
+      if (__builtin_isfinite(fast_sum)) sum = fast_sum;
+      if (__builtin_isfinite(fast_products)) products = fast_products;
     }
     plain[channel] = sum;
     weighted[channel] = products - (mean[channel] - double(high[channel])) * sum;

@@ -276,7 +276,14 @@ template <class T>
 struct Split {
   T high;
   double rest;
-  explicit INLINE Split(double mean) : high(T(mean)), rest(mean - double(T(mean))) {}
+  // A mean that T has no number for leaves no rest, which would be NaN.
+  explicit INLINE Split(double mean)
+      : high(T(mean)), rest(__builtin_isfinite(T(mean)) ? mean - double(T(mean)) : 0) {}
+  // The shift in (x - high) * scale + shift, from that in (x - mean) * scale + shift. An infinite
+  // scale leaves it, since 0 * infinity would make every result NaN.
+  INLINE T shift_about_high(double scale, double shift) const {
+    return T(__builtin_isfinite(T(scale)) ? shift - rest * scale : shift);
+  }
 };
 
 // y = (x - mean) * scale + shift
@@ -285,7 +292,7 @@ INLINE void apply_to(const E* x, E* y, int64_t count, double mean, double scale,
                      Fetch fetch) {
   using T = Compute<E>;
   const Split<T> centre(mean);
-  const T s = T(scale), t = T(shift - centre.rest * scale);
+  const T s = T(scale), t = centre.shift_about_high(scale, shift);
   int64_t i = 0;
   for (; i + 2 * kWidth<T> <= count; i += 2 * kWidth<T>) {
     const Places at = neighbours<T>(i);
@@ -309,7 +316,7 @@ INLINE void affine(const E* x, const E* residual, Compute<E>* z, int64_t count, 
                    double scale, double shift) {
   using T = Compute<E>;
   const Split<T> centre(mean);
-  const T s = T(scale), t = T(shift - centre.rest * scale);
+  const T s = T(scale), t = centre.shift_about_high(scale, shift);
   for (int64_t i = 0; i < count; i += kWidth<T>) {
     const int64_t n = count - i;
     Vec<T> value = (load_some(x + i, n) - centre.high) * s + t;
@@ -403,18 +410,23 @@ INLINE GradientSums gradient_sums_of(Gradient& g, const E* x, int64_t count, dou
                                      Fetch fetch) {
   const int64_t chunked = in_columns<E>(count);
   const GradientSums fast = gradient_sums_about(g, x, count, mean, chunked, fetch);
-  // An overflow in float, or a number that is none: only the second stays in double.
   if (chunked == 0 || __builtin_isfinite(fast.plain + fast.weighted)) return fast;
-  return gradient_sums_about(g, x, count, mean, 0, fetch);
+  // An overflow in float, or an operand that is not finite: only the second stays in double. A sum
+  // that is finite keeps its bits, since sum(g) does not depend on x.
+  const GradientSums exact = gradient_sums_about(g, x, count, mean, 0, fetch);
+  return {__builtin_isfinite(fast.plain) ? fast.plain : exact.plain,
+          __builtin_isfinite(fast.weighted) ? fast.weighted : exact.weighted};
 }
 
-// dx = a * g + b * (x - mean) + c
+// dx = a * g + b * (x - mean) + c. With b = 0 the result does not depend on x, even where x or the
+// mean is not finite: evaluation with running statistics has no gradient through the moments.
 template <class Gradient, class E, class Fetch>
 INLINE void apply_gradient_to(Gradient& g, const E* x, E* dx, int64_t count, double mean, double a,
                               double b, double c, Fetch fetch) {
   using T = Compute<E>;
   const Split<T> centre(mean);
-  const T ta = T(a), tb = T(b), tc = T(c - centre.rest * b);
+  const bool uses_x = b != 0;
+  const T ta = T(a), tb = T(b), tc = centre.shift_about_high(b, c);
   for (int64_t chunk = 0; chunk < count; chunk += kChunk) {
     const int64_t end = chunk + kChunk < count ? chunk + kChunk : count;
     g.prepare(chunk, end - chunk);
@@ -423,8 +435,9 @@ INLINE void apply_gradient_to(Gradient& g, const E* x, E* dx, int64_t count, dou
       const Places at = neighbours<T>(i);
       fetch_next(fetch, g.at(0), at);
       fetch_next(fetch, x, at);
-      const Two<T> centred = load_two<Gradient::kPairs>(x, at) - centre.high;
-      const Two<T> result = load_two<Gradient::kPairs>(g.at(0), at) * ta + (centred * tb + tc);
+      Two<T> of_x = {all(tc), all(tc)};
+      if (uses_x) of_x = (load_two<Gradient::kPairs>(x, at) - centre.high) * tb + tc;
+      const Two<T> result = load_two<Gradient::kPairs>(g.at(0), at) * ta + of_x;
       if constexpr (Gradient::kPairs == kInterleaved<E>) {
         store_two(dx, at, result);
       } else {
@@ -434,8 +447,9 @@ INLINE void apply_gradient_to(Gradient& g, const E* x, E* dx, int64_t count, dou
     }
     for (; i < end; i += kWidth<T>) {
       const int64_t n = end - i;
-      store_some(dx + i, n,
-                 load_some(g.at(i), n) * ta + ((load_some(x + i, n) - centre.high) * tb + tc));
+      Vec<T> of_x = all(tc);
+      if (uses_x) of_x = (load_some(x + i, n) - centre.high) * tb + tc;
+      store_some(dx + i, n, load_some(g.at(i), n) * ta + of_x);
     }
   }
 }

@@ -2,8 +2,8 @@
 //
 // A plane of a few elements is less than a register, and its sums take longer to come to an end
 // than to be formed. So a sample is taken as a row of places, its channels x size elements, and
-// what belongs to a plane is spread over its places. small_groups.h has the pools of one sample, which add
-// along the rows; small_batches.h those of one channel, which add down the samples.
+// what belongs to a plane is spread over its places. small_groups.h has the pools of one sample,
+// which add along the rows; small_batches.h those of one channel, which add down the samples.
 #pragma once
 
 #include "coefficients.h"
@@ -71,7 +71,9 @@ template <class T>
 struct Shared {
   T high, rest, rstd, b, c;
   explicit INLINE Shared(double mean, double rstd_, double b_ = 0, double c_ = 0)
-      : high(T(mean)), rest(T(mean - double(T(mean)))), rstd(T(rstd_)), b(T(b_)), c(T(c_)) {}
+      : Shared(Split<T>(mean), rstd_, b_, c_) {}
+  explicit INLINE Shared(const Split<T>& mean, double rstd_, double b_, double c_)
+      : high(mean.high), rest(T(mean.rest)), rstd(T(rstd_)), b(T(b_)), c(T(c_)) {}
 };
 // Of the register of places from i on: the same numbers for all, ...
 template <class T>
@@ -186,7 +188,9 @@ INLINE void backward_places(const Operands<E>& at, int64_t begin, int64_t end,
       store_some(at.y + i, n,
                  g * (rstd * load(at.weight + i)) + (centred * numbers.b(i) + numbers.c(i)));
     }
-    if constexpr (kAdd) sums.add(i, g * (centred * rstd), g);
+    // The lanes behind `end` are places of the next run. They add 0, even where a mean or rstd of
+    // this run is not finite and makes their product NaN.
+    if constexpr (kAdd) sums.add(i, first_lanes<T>(g * (centred * rstd), n), g);
   }
 }
 

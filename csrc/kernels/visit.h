@@ -29,6 +29,12 @@ INLINE void parallel(const ThreadPool& pool, int64_t count, int64_t grain, Body 
 
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// How many ranges parallel() may work on at the same time.
+INLINE int64_t most_ranges(const ThreadPool& pool, int64_t count, int64_t grain) {
+  const int64_t ranges = ceil_div(count, grain), threads = pool.threads();
+  return pool.parallel_for == nullptr || count <= grain ? 1 : ranges < threads ? ranges : threads;
+}
+
 // Whether whole pools leave threads idle for more than an eighth of the time.
 INLINE bool few_pools(const ThreadPool& threads, const Pools& pools, int64_t size) {
   const int64_t blocks = pools.planes * ceil_div(size, kBlock);

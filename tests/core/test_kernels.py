@@ -22,6 +22,8 @@ from support.layouts import feature_map
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
 
 ROOT = Path(__file__).parents[2]
+#: Inputs of the fuzz target that failed once.
+FAILED_INPUTS = sorted((ROOT / "tests/data/fuzz").glob("kernels-*.bin"))
 # Around the lanes (16), a chunk of columns (1024), a block (8192), and several blocks.
 SIZES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 1023, 1024, 1025, 8191, 8192, 8193, 20000)
 GRIDS = ((1, 1), (2, 3), (1, 5), (2, 48))
@@ -365,8 +367,16 @@ def executable(name: str) -> str:
     return found
 
 
-def test_kernels_under_sanitizers(tmp_path):
-    """tests/kernels_test.cpp, built with the address and undefined-behaviour sanitizers."""
+@pytest.mark.parametrize(
+    ("sanitizers", "narrowest", "programs"),
+    [
+        ("address,undefined", "OFF", [("kernels_test",), ("faults_test",), ("kernels_fuzz", "2")]),
+        ("thread", "ON", [("kernels_test", "some"), ("kernels_fuzz", "2")]),
+    ],
+    ids=["address", "thread"],
+)
+def test_kernels_under_sanitizers(sanitizers, narrowest, programs, tmp_path):
+    """The C++ tests and two seconds of the fuzz target, built with gcc's sanitizers."""
     commands = (
         [
             executable("cmake"),
@@ -377,15 +387,19 @@ def test_kernels_under_sanitizers(tmp_path):
             "-G",
             "Ninja",
             "-DMOMENTNORM_TEST=ON",
+            f"-DMOMENTNORM_SANITIZERS={sanitizers}",
+            f"-DMOMENTNORM_NARROWEST={narrowest}",
             f"-DCMAKE_MAKE_PROGRAM={executable('ninja')}",
         ],
-        [executable("cmake"), "--build", tmp_path],
-        [tmp_path / "kernels_test"],
+        [executable("cmake"), "--build", tmp_path, "--target", *(name for name, *_ in programs)],
+        *([tmp_path / program, *arguments] for program, *arguments in programs),
+        *([tmp_path / "kernels_fuzz", file] for file in FAILED_INPUTS),
     )
     for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert done.stdout.endswith(" 0 failures\n")
+        if command[0] == tmp_path / "kernels_test":
+            assert done.stdout.endswith(" 0 failures\n")
 
 
 def test_compiles_for_aarch64(tmp_path):

@@ -43,7 +43,7 @@ _USUAL_CALLS = (
 
 
 def installation() -> list[str]:
-    """Versions, threads and backends, a line each."""
+    """Versions, threads, backends and kept memory, a line each."""
     kernels = cpu.unavailable() or (
         f"kernels for {cpu.instruction_set()} (this processor runs: "
         f"{', '.join(cpu.instruction_sets())}; MOMENTNORM_ISA chooses)"
@@ -54,6 +54,8 @@ def installation() -> list[str]:
         f"python      {platform.python_version()}, {platform.platform()}",
         f"threads     {torch.get_num_threads()}, torch's own (torch.set_num_threads)",
         f"cpu         {kernels}",
+        f"memory      {cpu.kept_memory() >> 20} MB kept for large outputs, at most "
+        f"{cpu.kept_memory_limit() >> 20} MB (MOMENTNORM_KEEP_MB sets that)",
         f"triton      {triton.description()}",
         "reference   eager PyTorch: takes every call that no other backend takes",
     ]

@@ -18,6 +18,7 @@ from ..support.terminal import print_path, progress, say
 from .apply import stylize
 from .command_train import add_settings, read_settings, read_style_picture
 from .content import Crops, content_files, read_first
+from .errors import PROGRAM
 from .features import RandomFeatures
 from .images import make_folder, whole_file
 from .losses import style_loss, style_statistics

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def processor() -> str:
@@ -28,6 +33,41 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
+def usable_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process may use, where the system says so.
+
+    That is the machine's memory, or less where a control group sets a limit, as containers do.
+
+    Args:
+        root: the folder that ``/proc`` and ``/sys`` are read from.
+    """
+    kilobytes = _first(f"{root}/proc/meminfo", "MemTotal").partition(" ")[0]
+    sizes = [int(kilobytes) * 1024] if kilobytes.isdecimal() else []
+    sizes += _control_group_limits(root)
+    return min(sizes, default=None)
+
+
+def _control_group_limits(root: Path) -> Iterator[int]:
+    """The memory limits of this process's control groups and of the groups around them.
+
+    Inside a container the path may lead nowhere, since it is the path on the host. The container's
+    own limit is then at the root.
+    """
+    mounted = root / "sys/fs/cgroup"
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        group = Path(path.lstrip("/"))
+        if controllers == "":  # version 2, alone or beside version 1
+            folders, name = [mounted, mounted / "unified"], "memory.max"
+        elif "memory" in controllers.split(","):
+            folders, name = [mounted / "memory"], "memory.limit_in_bytes"
+        else:
+            continue
+        for folder in folders:
+            for level in (group, *group.parents):
+                yield from (int(text) for text in _lines(folder / level / name) if text.isdecimal())
+
+
 def available_memory() -> int | None:
     """Bytes that can be had without swapping, where the system says so."""
     kilobytes = _first("/proc/meminfo", "MemAvailable").partition(" ")[0]
@@ -36,11 +76,15 @@ def available_memory() -> int | None:
 
 def _first(path: str, name: str) -> str:
     """What stands behind ``name:`` in one of Linux's files, or ""."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for line in file:
-                if line.startswith(name):
-                    return line.partition(":")[2].strip()
-    except (OSError, ValueError):
-        pass
+    for line in _lines(Path(path)):
+        if line.startswith(name):
+            return line.partition(":")[2].strip()
     return ""
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of one of Linux's files; none if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return []

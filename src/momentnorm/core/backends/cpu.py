@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from ...support.machine import is_out_of_memory, usable_memory
 from ..pool import INSTANCE, Pool
 from ..tail import ACTIVATIONS, PLAIN, Tail
 from .operands import address, checked, laid_out_as, layout, parameter_dtype_of, readable
 
 name = "cpu"
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 
 #: Outputs from this many bytes on take memory that is kept for them: the page faults of fresh
 #: memory cost more than the arithmetic.
@@ -112,6 +113,8 @@ def _load() -> ctypes.CDLL:
     ]
     library.momentnorm_new_output.restype = _POINTER
     library.momentnorm_kept_memory.restype = _INTEGER
+    library.momentnorm_kept_memory_limit.restype = _INTEGER
+    library.momentnorm_give_back_kept_memory.restype = _INTEGER
     library.momentnorm_limit_kept_memory.argtypes = [_INTEGER]
     library.momentnorm_limit_kept_memory.restype = None
     library.momentnorm_set_thread_pool.argtypes = [_POINTER, _POINTER]
@@ -166,6 +169,9 @@ except _UnavailableError as error:
 else:
     if os.environ.get("MOMENTNORM_ISA"):
         choose_instruction_set(os.environ["MOMENTNORM_ISA"])
+    _usable = usable_memory()
+    if _usable is not None:
+        _library.momentnorm_limit_kept_memory(_usable // 16)
     if os.environ.get("MOMENTNORM_KEEP_MB"):
         try:
             _megabytes = int(os.environ["MOMENTNORM_KEEP_MB"])
@@ -241,24 +247,53 @@ _capsule.restype = ctypes.py_object
 def _output(x: Tensor) -> Tensor:
     """A tensor like x, to be written."""
     if x.nbytes < _LARGE:
-        return torch.empty_like(x)
+        return _empty_like(x)
     strides = torch.empty_like(x, device="meta").stride()
     extents = ctypes.c_int64 * x.dim()
     output = _new_output(x.dim(), extents(*x.shape), extents(*strides), _DTYPES[x.dtype], x.nbytes)
     if not output:
-        return torch.empty_like(x)
+        return _empty_like(x)
     return from_dlpack(_capsule(output, b"dltensor", None))
 
 
+def _empty_like(x: Tensor) -> Tensor:
+    """``torch.empty_like``, once more without the kept memory if there is too little memory."""
+    try:
+        return torch.empty_like(x)
+    except RuntimeError as error:
+        if not (is_out_of_memory(error) and give_back_kept_memory()):
+            raise
+        return torch.empty_like(x)
+
+
 def kept_memory() -> int:
-    """How many bytes of pages are kept for the next large outputs."""
+    """Bytes of memory that are kept for the next large outputs."""
     return _library.momentnorm_kept_memory() if _library else 0
 
 
+def kept_memory_limit() -> int:
+    """Bytes of memory that are kept at most.
+
+    This is ``MOMENTNORM_KEEP_MB`` megabytes, or a sixteenth of the memory that the process may use.
+    """
+    return _library.momentnorm_kept_memory_limit() if _library else 0
+
+
 def limit_kept_memory(limit: int) -> None:
-    """Keep at most ``limit`` bytes for the next large outputs; 0 gives all of them back."""
+    """Keep at most ``limit`` bytes for the next large outputs; 0 gives all of them back.
+
+    Raises:
+        ValueError: the limit is negative.
+    """
+    if limit < 0:
+        raise ValueError(f"the limit of kept memory is a number of bytes from 0 on, not {limit}")
     if _library:
         _library.momentnorm_limit_kept_memory(limit)
+
+
+def give_back_kept_memory() -> int:
+    """Give all kept memory back to the system, and return its number of bytes."""
+    return _library.momentnorm_give_back_kept_memory() if _library else 0
 
 
 def _tail(tail: Tail, x: Tensor) -> tuple[object, Tensor | None]:
