@@ -12,6 +12,7 @@ from torch import nn
 import momentnorm
 from momentnorm.explainer import (
     ExplainError,
+    Explanation,
     Planes,
     Pooled,
     TraceMismatchError,
@@ -20,7 +21,8 @@ from momentnorm.explainer import (
     names,
 )
 from momentnorm.explainer.example import X
-from momentnorm.explainer.trace import BACKWARD, PARTS, RUNNING, largest_difference
+from momentnorm.explainer.steps import BACKWARD, PARTS, RUNNING
+from momentnorm.explainer.values import largest_difference
 
 
 def _set(layer, **attributes):
@@ -260,7 +262,7 @@ def test_activation_and_residual(family, activation):
     assert torch.equal(trace.y, y.detach())
     torch.testing.assert_close(trace["dx"].values, operands[0].grad)
     torch.testing.assert_close(trace["dresidual"].values, operands[1].grad)
-    assert trace["with_residual"].values.shape == x.shape
+    assert trace["pre_activation"].values.shape == x.shape
 
 
 def test_the_published_example():
@@ -469,7 +471,7 @@ def test_an_explanation_without_a_backward_has_autograd():
         def forward(self, x):
             return x / 2
 
-    class Half(momentnorm.explain.Explanation):
+    class Half(Explanation):
         def __init__(self, x):
             super().__init__()
             self.x = x

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import momentnorm
-from momentnorm.explainer import Step, Worked, explain
+from momentnorm.explainer import Step, Worked, explain, names
 from momentnorm.explainer.example import X
 from momentnorm.explainer.layout import layout, letter, number, worked
 from momentnorm.support.errors import UserError
@@ -168,7 +168,7 @@ def test_a_formula_of_every_step_can_be_set():
 
     parser = MathTextParser("path")
     x = torch.rand(2, 4, 3, 3)
-    for name in momentnorm.explain.names():
+    for name in names():
         for one in explain(name, x, gradient="one"):
             parser.parse(f"${one.latex}$")
     for one in explain("batch", x, activation="leaky_relu", gradient="one"):
@@ -193,7 +193,7 @@ def test_saving_says_what_it_knows(trace, tmp_path):
 
 
 def test_the_precision_is_chosen(trace, tmp_path):
-    first = trace["normalized"].values[0, 0, 0, 0].item()
+    first = trace["x_hat"].values[0, 0, 0, 0].item()
     assert f"{first:.7f} " in trace.text(precision=7)
     text = trace.save(tmp_path / "a.txt", precision=1).read_text()
     assert f"{first:.1f} " in text
