@@ -1,4 +1,4 @@
-"""``momentnorm explain`` on the command line."""
+"""Command ``momentnorm explain``: options, inputs, files and errors of one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_example_is_the_published_one(capsys):
     assert "first: (1 + 6 + 9 + 4) / 4 = 5" in out
 
 
-def test_the_example_is_that_of_the_tests():
+def test_the_example_equals_that_of_the_tests():
     from pathlib import Path
 
     path = Path(__file__).parents[1] / "data/published_examples.json"
@@ -43,7 +43,7 @@ def test_the_example_is_that_of_the_tests():
 def test_every_name(name, capsys):
     code, out, _ = run(capsys, name, "--example", "--backward", "one", "--precision", 2)
     assert code == 0
-    # of instance there are the published numbers to compare with, too
+    # instance ends with checks against the published numbers
     assert out.startswith(explain(name, torch.tensor(X), gradient="one").text(precision=2))
 
 
@@ -124,7 +124,7 @@ def test_a_photograph_is_upright(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
-def test_the_mark_in_front_of_a_spreadsheets_text(kind, tmp_path):
+def test_a_byte_order_mark_is_skipped(kind, tmp_path):
     path = tmp_path / f"a.{kind}"
     path.write_text("1,2\n3,4\n" if kind == "csv" else "[[[[1, 2], [3, 4]]]]", "utf-8-sig")
     assert files.read(path).tolist() == [[[[1, 2], [3, 4]]]]
