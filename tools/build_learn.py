@@ -4,8 +4,8 @@
     python tools/build_learn.py 2-planes.md     # build this page
     python tools/build_learn.py --check         # change nothing; exit 1 if a page is out of date
 
-In a ``console`` block, each line that begins with ``$ `` is run, and the lines after it are replaced
-by its output. The ``python`` blocks of a page run in one namespace, and their output replaces the
+In a ``console`` block, each line that begins with ``$ `` is run, and its output replaces the lines
+after it. The ``python`` blocks of a page run in one namespace, and their output replaces the
 ``text`` block that follows. Files that commands write lie beside the pages.
 """
 

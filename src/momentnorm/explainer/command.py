@@ -6,6 +6,7 @@ import argparse
 import ast
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 _EPILOG = f"""\
 layers:
-  {", ".join(names())}
+{textwrap.fill(", ".join(names()), 78, initial_indent="  ", subsequent_indent="  ")}
 inputs:
   .npy and .json (nested lists) hold a feature map (N, C, ...);
   .csv holds one plane, with a row of numbers in each line;
@@ -50,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Options of the command."""
     parser = Parser(
         prog=PROGRAM,
         description="Show what a normalization layer computes, step by step, on your numbers.",
@@ -67,13 +69,19 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=_DTYPES, help="dtype of the input; default: that of the file"
     )
+    _add_layer_options(parser)
+    _add_output_options(parser)
+    return parser.parse_args(argv)
+
+
+def _add_layer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval", action="store_true", help="evaluation mode instead of training")
     parser.add_argument("--eps", type=float, metavar="E", help="added to the variance")
     parser.add_argument(
-        "--weight", metavar="V,V,...", help="weight, gamma: one value, or one for each channel"
+        "--weight", metavar="V,V,...", help="weight, gamma: one value for all, or a list"
     )
     parser.add_argument(
-        "--bias", metavar="V,V,...", help="bias, beta: one value, or one for each channel"
+        "--bias", metavar="V,V,...", help="bias, beta: one value for all, or a list"
     )
     parser.add_argument(
         "--groups",
@@ -91,6 +99,9 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="set an argument, parameter or buffer of the layer; repeatable",
     )
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backward",
         nargs="?",
@@ -112,7 +123,6 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         metavar="FILE",
         help=f"write a file ({', '.join(SUFFIXES)}) and print no steps; repeatable",
     )
-    return parser.parse_args(argv)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

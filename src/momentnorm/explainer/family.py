@@ -171,7 +171,7 @@ def _switchable_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanat
 
     found = Planes(
         x,
-        Mixed(policy, kinds, moments_of, given is not None, size > 1, parameters),
+        Mixed(policy, parameters, given is not None, kinds, moments_of, size > 1),
         view=views.points(x) if x.dim() == 2 else views.feature_map(x),
         weight=layer.weight.flatten(),
         bias=layer.bias.flatten(),
@@ -226,7 +226,7 @@ def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
 
     found = Planes(
         x,
-        Gated(policy, of_batch, given is not None, layer.eps, {"gate": gate}),
+        Gated(policy, {"gate": gate}, given is not None, of_batch, layer.eps),
         weight=layer.weight,
         bias=layer.bias,
         eps=0.0,

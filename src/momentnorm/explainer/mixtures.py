@@ -31,30 +31,42 @@ _MOMENTS = (("mean", "mean", r"\mu"), ("var", "variance", r"\sigma^2"))
 
 
 @dataclass(eq=False)
-class Mixed:
-    """Mixture of the moments of plane, sample and batch, as in Switchable Normalization.
+class _Mixture:
+    """Statistics by the policy of a layer.
 
     Args:
         policy: the policy of the layer, which reads the leaves in ``parameters``.
-        kinds: the kinds that the layer mixes, of "in" (plane), "ln" (sample) and "bn" (batch).
-        moments_of: moments of one kind, from its name and the moments of the planes.
+        parameters: the parameters of the policy that get a gradient.
         running: whether the moments of the batch are the running ones.
-        unbiased_planes: whether the variance of a plane is unbiased. If not, that of a pool is.
-        parameters: ``mean_weight`` and ``var_weight``.
     """
 
     policy: Policy
-    kinds: tuple[str, ...]
-    moments_of: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
-    running: bool
-    unbiased_planes: bool
     parameters: dict[str, Tensor]
+    running: bool
     uses_input = True
     per_plane = False
     subtracts_mean = True
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return self.policy(mean, var)
+
+
+@dataclass(eq=False)
+class Mixed(_Mixture):
+    """Mixture of the moments of plane, sample and batch, as in Switchable Normalization.
+
+    Its parameters are ``mean_weight`` and ``var_weight``.
+
+    Args:
+        policy, parameters, running: as in the base class.
+        kinds: the kinds that the layer mixes, of "in" (plane), "ln" (sample) and "bn" (batch).
+        moments_of: moments of one kind, from its name and the moments of the planes.
+        unbiased_planes: whether the variance of a plane is unbiased. If not, that of a pool is.
+    """
+
+    kinds: tuple[str, ...]
+    moments_of: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
+    unbiased_planes: bool
 
     def record(self, steps: Steps, view: View, mean: Tensor, var: Tensor) -> None:
         record_plane_moments(steps, view, mean, var)
@@ -126,28 +138,20 @@ class Mixed:
 
 
 @dataclass(eq=False)
-class Gated:
+class Gated(_Mixture):
     """Mixture of batch and instance normalization by a gate, as in Batch-Instance Normalization.
 
+    Its parameter is ``gate``, (C,), the share of batch normalization in each channel. The variance
+    that its policy returns includes eps.
+
     Args:
-        policy: the policy of the layer. The variance that it returns includes eps.
+        policy, parameters, running: as in the base class.
         batch: moments of the batch, or the running ones, from the moments of the planes.
-        running: whether the moments of the batch are the running ones.
         eps: added to both variances.
-        parameters: ``gate``, (C,), the share of batch normalization in each channel.
     """
 
-    policy: Policy
     batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    running: bool
     eps: float
-    parameters: dict[str, Tensor]
-    uses_input = True
-    per_plane = False
-    subtracts_mean = True
-
-    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy(mean, var)
 
     def record(self, steps: Steps, view: View, mean: Tensor, var: Tensor) -> None:
         record_pools(steps, view, INSTANCE, mean, "in_pools")

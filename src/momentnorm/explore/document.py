@@ -19,7 +19,7 @@ _EXPORT = re.compile(r"^export (?=const|class|function|async)", re.MULTILINE)
 
 
 def _source(name: str) -> str:
-    return files(__package__).joinpath("page", name).read_text(encoding="utf-8")
+    return files(__package__).joinpath("page").joinpath(name).read_text(encoding="utf-8")
 
 
 def script() -> str:

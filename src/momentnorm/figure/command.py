@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ def main(argv: Sequence[str]) -> int:
     return answer(PROGRAM, lambda: _figure(argv))
 
 
-def _figure(argv: Sequence[str]) -> int:
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Options of the command."""
     parser = Parser(
         prog=PROGRAM,
         description="Draw which elements of a feature map share their statistics.",
@@ -77,7 +79,11 @@ def _figure(argv: Sequence[str]) -> int:
         metavar="FILE",
         help="file to write: .svg, .png or .pdf",
     )
-    given = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _figure(argv: Sequence[str]) -> int:
+    given = _parsed(argv)
     try:
         check_path(given.out, (".svg", ".png", ".pdf"))
         drawing = draw(
