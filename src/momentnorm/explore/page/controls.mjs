@@ -101,8 +101,8 @@ class NormControls {
     this.tracking = toggle(`${slot}-tracking`, "keep running statistics", (tracking) =>
       alter({ tracking, training: true }),
     );
-    this.training = toggle(`${slot}-eval`, "evaluate with them", (on) => alter({ training: !on }));
-    this.always = make("p", { class: "hint" }, "The same in training and in evaluation.");
+    this.training = toggle(`${slot}-eval`, "evaluate with running statistics", (on) => alter({ training: !on }));
+    this.always = make("p", { class: "hint" }, "Training and evaluation give the same result.");
     this.element = make(
       "div",
       { class: "norm" },
