@@ -62,11 +62,11 @@ def _tail(layer: nn.Module, residual: Tensor | None) -> dict[str, Any]:
 @explains(nn.modules.instancenorm._InstanceNorm)
 def _instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     view = views.unbatched(x) if x.dim() == layer._get_no_batch_dim() else views.feature_map(x)
-    of_input = layer.training or not layer.track_running_stats
+    uses_input = layer.training or not layer.track_running_stats
     planes = view.planes(x)
     updates: tuple[Update, ...] = ()
     statistics: Statistics
-    if of_input:
+    if uses_input:
         statistics = Pooled(INSTANCE)
         if layer.running_mean is not None:
             count = planes.shape[2:].numel()
@@ -90,7 +90,7 @@ def _instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanatio
         updates=updates,
         **_tail(layer, residual),
     )
-    found.summary = _SHARING["instance" if of_input else "running"]
+    found.summary = _SHARING["instance" if uses_input else "running"]
     return found
 
 
@@ -99,10 +99,10 @@ def _batch_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     vectors = x.dim() == 2
     view = views.batch_of_vectors(x) if vectors else views.feature_map(x)
     pool = INSTANCE if vectors else BATCH
-    of_input = layer.training or (layer.running_mean is None and layer.running_var is None)
+    uses_input = layer.training or (layer.running_mean is None and layer.running_var is None)
     found = Planes(
         x,
-        Pooled(pool) if of_input else Given(*running_moments(layer, x)),
+        Pooled(pool) if uses_input else Given(*running_moments(layer, x)),
         view=view,
         weight=layer.weight,
         bias=layer.bias,
@@ -110,7 +110,7 @@ def _batch_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
         updates=batch_updates(layer, x, pool),
         **_tail(layer, residual),
     )
-    found.summary = _SHARING["batch" if of_input else "running"]
+    found.summary = _SHARING["batch" if uses_input else "running"]
     return found
 
 

@@ -130,23 +130,28 @@ class LocalResponse(Explanation):
         record_gradient(steps, gradient, axes)
         base = self.k + self.alpha / self.size * self._window(x.square(), self.size // 2)
         # The channels whose windows contain this channel are a mirrored window.
-        reached = self._window(gradient * x * base ** (-self.beta - 1), (self.size - 1) // 2)
+        gradient_window = self._window(
+            gradient * x * base ** (-self.beta - 1), (self.size - 1) // 2
+        )
         steps.add(
             BACKWARD,
-            "reached",
-            reached,
+            "gradient_window",
+            gradient_window,
             axes,
-            "reached = sum(gradient * x * (k + alpha / size * window)^(-beta - 1)) over the "
-            "channels whose window contains this one",
+            "gradient_window = sum(gradient * x * (k + alpha / size * window)^(-beta - 1)), over "
+            "the channels whose window contains this one",
             r"q_c = \sum_{j} g_j x_j\, (k + \frac{\alpha}{n} w_j)^{-\beta - 1}",
         )
-        dx = gradient * base**-self.beta - 2 * self.alpha * self.beta / self.size * x * reached
+        dx = (
+            gradient * base**-self.beta
+            - 2 * self.alpha * self.beta / self.size * x * gradient_window
+        )
         steps.add(
             BACKWARD,
             "dx",
             dx,
             axes,
-            "dx = gradient / divisor - 2 * alpha * beta / size * x * reached",
+            "dx = gradient / divisor - 2 * alpha * beta / size * x * gradient_window",
             r"\partial L / \partial x = \frac{g}{d} - \frac{2 \alpha \beta}{n} x q",
             unit="1/x",
         )
@@ -227,7 +232,7 @@ def _divided(steps: Steps, given: Tensor, x: Tensor, divisor: Tensor, letter: st
         steps: the recorder.
         given: the input in its own dtype.
         x: the input in the dtype of the statistics.
-        divisor: what broadcasts to x.
+        divisor: a tensor that broadcasts to x.
         letter: the LaTeX letter of the divisor.
     """
     axes, y = axes_of(x), x / divisor
