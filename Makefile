@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 KERNELS := CMakeLists.txt $(wildcard csrc/*.* csrc/kernels/*)
 
-.PHONY: demo test lint bench kernels-report wheel clean
+.PHONY: demo test fuzz lint bench kernels-report wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -15,6 +15,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+# Damaged files for every reader; those that break one are kept in tests/data/fuzz.
+SECONDS ?= 60
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

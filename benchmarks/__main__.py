@@ -19,7 +19,7 @@ import momentnorm
 from momentnorm.core.backends import cpu
 from momentnorm.support.machine import processor
 
-from . import family, instance_norm, networks, peers
+from . import family, instance_norm, networks, peers, strided
 
 HEADER = """# Benchmarks
 
@@ -43,6 +43,11 @@ INSTANCE_NORM = """## InstanceNorm against torch's, and against a copy
 """
 
 FAMILY = """## GroupNorm, BatchNorm and LayerNorm against torch's
+
+- {environment}. Numbers: [{csv}]({csv}).
+"""
+
+STRIDED = """## Strided inputs: crops, slices, transposed
 
 - {environment}. Numbers: [{csv}]({csv}).
 """
@@ -130,6 +135,13 @@ PARTS = {
         family.Row,
         family.rows,
         FAMILY + family.NOTES,
+        by_input(family.table),
+    ),
+    "strided": Part(
+        "benchmarks-strided.csv",
+        family.Row,
+        strided.rows,
+        STRIDED + strided.NOTES,
         by_input(family.table),
     ),
     "peers": Part(

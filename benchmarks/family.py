@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import momentnorm
 
+from .instance_norm import LAYERS
 from .timing import interleaved
 
 NOTES = """\
@@ -79,6 +80,12 @@ def _named(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, str]:
 def layers(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     """Ours and torch's; half types with float32 parameters, as in mixed precision."""
     parameters = torch.float64 if dtype == torch.float64 else torch.float32
+    if name == "InstanceNorm":
+        ours, theirs = LAYERS[len(shape)]
+        return (
+            ours(shape[1], affine=True, dtype=parameters),
+            theirs(shape[1], affine=True, dtype=parameters),
+        )
     if name == "BatchNorm":
         ours, theirs = BATCH_NORMS[len(shape)]
         return ours(shape[1], dtype=parameters), theirs(shape[1], dtype=parameters)
@@ -95,10 +102,14 @@ def measure(
     dtype: torch.dtype = torch.float32,
     layout: str = "contiguous",
     budget: float = 1.0,
+    x: Tensor | None = None,
 ) -> Row:
+    """Times of this layer on noise in this layout, or on a given x, whose layout has that name."""
     torch.manual_seed(0)
-    x, gradient = (_laid_out(torch.randn(shape).to(dtype), layout) for _ in range(2))
-    leaf = x.clone().requires_grad_()
+    gradient = _laid_out(torch.randn(shape).to(dtype), layout)
+    if x is None:
+        x = _laid_out(torch.randn(shape).to(dtype), layout)
+    leaf = x.detach().requires_grad_()
     ours, theirs = layers(name, shape, dtype)
     _check(ours, x)
 
@@ -137,13 +148,16 @@ def measure(
 
 
 def _laid_out(x: Tensor, layout: str) -> Tensor:
-    return x.movedim(1, -1).contiguous().movedim(-1, 1) if layout == "channels_last" else x
+    last = layout.startswith("channels_last")
+    return x.movedim(1, -1).contiguous().movedim(-1, 1) if last else x
 
 
 def _check(ours: nn.Module, x: Tensor) -> None:
     """What is timed is also right: against float64."""
     exact = x.double().contiguous()
-    if isinstance(ours, nn.GroupNorm):
+    if isinstance(ours, nn.modules.instancenorm._InstanceNorm):
+        exact = nn.functional.instance_norm(exact)
+    elif isinstance(ours, nn.GroupNorm):
         exact = nn.functional.group_norm(exact, ours.num_groups)
     else:
         exact = nn.functional.batch_norm(exact, None, None, training=True)

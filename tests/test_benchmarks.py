@@ -7,9 +7,11 @@ import dataclasses
 import pytest
 import torch
 from benchmarks import __main__ as program
-from benchmarks import family, instance_norm, networks, peers
+from benchmarks import family, instance_norm, networks, peers, strided
 from benchmarks.__main__ import PARTS, table
 from benchmarks.timing import interleaved
+
+from momentnorm.core.backends import operands
 
 TINY = (1, 2, 4, 4)
 
@@ -83,6 +85,20 @@ def test_the_family(shape, dtype, layout):
     assert "Geometric mean: forward" in written
 
 
+@pytest.mark.parametrize("layer", strided.LAYERS)
+def test_strided_inputs(layer):
+    row = strided.measure(layer, "crop", (2, 8, 3, 4), budget=0)
+    assert (row.shape, row.layout) == ("2x8x3x4", "crop")
+    assert row.speedup("training") == row.torch_training / row.training
+
+
+@pytest.mark.parametrize("view", strided.VIEWS)
+def test_strided_inputs_are_strided(view):
+    x = strided.VIEWS[view](2, 8, 3, 4)
+    assert x.shape == (2, 8, 3, 4)
+    assert operands.layout(x) is None
+
+
 def test_a_layer_of_the_family_that_is_wrong_is_not_timed(monkeypatch):
     monkeypatch.setattr(family, "layers", lambda *_: (torch.nn.GroupNorm(4, 8),) * 2)
     monkeypatch.setattr(torch.nn.GroupNorm, "forward", lambda self, x: 2 * x)
@@ -120,6 +136,7 @@ def test_a_part_alone_leaves_the_others_in_the_document(tmp_path, monkeypatch):
     measured = {
         "instance_norm": lambda: iter([instance_norm.measure(TINY)]),
         "family": lambda: iter([relative]),
+        "strided": lambda: iter([dataclasses.replace(relative, layout="crop")]),
         "peers": lambda: iter([peer]),
         "networks": lambda: iter([network]),
     }
@@ -136,6 +153,7 @@ def test_a_part_alone_leaves_the_others_in_the_document(tmp_path, monkeypatch):
     assert "| 1x2x4x4 |" in document
     assert "| 1x2 | 2000000 | 1000000 (0.5x) |" in document
     assert "| BatchNorm | 1x2 | 2000000 | 0.50x |" in document
+    assert "### float32, crop" in document
     assert "| tiny | contiguous | forward | 1000 | 2000 | 50% |" in document
 
 

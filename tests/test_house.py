@@ -19,7 +19,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "moments": {"core"},
     "functional": {"core", "core/backends"},
     "layers": {"core", "functional"},
-    "models": {"core", "core/backends", "functional", "layers", "moments"},
+    "models": {"core", "core/backends", "functional", "layers", "moments", "support"},
     "doctor": {"core", "core/backends", "support"},
     "explainer": {"core", "core/backends", "functional", "layers", "models", "support"},
     "figure": {"core", "explainer", "layers", "support"},

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from benchmarks import accuracy
 
-import momentnorm
 from momentnorm.core.backends import cpu
+from momentnorm.layers import by_name
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,7 +28,7 @@ def test_the_examples_run(capsys):
 
 
 def test_the_examples_of_accelerate_run(monkeypatch):
-    monkeypatch.setattr(momentnorm.factory, "_REGISTRY", dict(momentnorm.factory._REGISTRY))
+    monkeypatch.setattr(by_name, "_REGISTRY", dict(by_name._REGISTRY))
     if cpu.unavailable():
         pytest.skip("without kernels every layer is kept")
     examples = _examples((ROOT / "docs/accelerate.md").read_text())

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextvars
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from momentnorm import use_backend
-from momentnorm.core import dispatch, engine, replay
-from momentnorm.functional import instance_norm
+from momentnorm.core import context, dispatch, engine, replay
+from momentnorm.functional import batch_norm, instance_norm
 from support import stand_in
 from support.layouts import LAYOUTS
 
@@ -117,13 +120,31 @@ def test_kernels_do_the_forward_and_the_backward():
     mean, var = torch.zeros(3), torch.ones(3)
     for training, calls in (
         (True, ["normalize", "normalize_backward"]),
-        (False, ["apply", "apply_gradient", "gradient_sums"]),
+        (False, ["normalize_with", "apply_gradient", "gradient_sums"]),
     ):
         with use_backend("stand_in"):
             stand_in.calls.clear()
             y = instance_norm(x, mean, var, weight, use_input_stats=training)
         y.sum().backward()  # whoever did the forward does the backward
         assert stand_in.calls == calls
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_evaluation_has_the_same_bits_with_and_without_a_graph(backend, dtype, layout):
+    mean, var, weight, bias = torch.randn(5), torch.rand(5) + 0.1, torch.randn(5), torch.randn(5)
+    leaf = weight.clone().requires_grad_()
+    for spatial in ((4, 11), (17, 16)):  # small planes have loops of their own
+        x = LAYOUTS[layout]((3 * torch.randn(4, 5, *spatial) + 1).to(dtype))
+        for tail in ({}, {"activation": "silu", "residual": x}):
+            for function, options in (
+                (batch_norm, {}),
+                (instance_norm, {"use_input_stats": False}),
+            ):
+                recorded = function(x, mean, var, leaf, bias, **options, **tail)
+                assert recorded.requires_grad
+                plain = function(x, mean, var, weight, bias, **options, **tail)
+                assert torch.equal(recorded, plain)
 
 
 def test_no_pass_over_the_input_for_a_gradient_that_nobody_wants():
@@ -160,14 +181,51 @@ def test_backends_nest():
         assert dispatch.choose(torch.zeros(1, 1, 2)).backend.name == "reference"
 
 
+def _chosen():
+    return dispatch.choose(torch.zeros(1, 1, 2)).backend.name
+
+
+def test_a_choice_belongs_to_the_thread_that_made_it():
+    """Two blocks that overlap in two threads end as they began."""
+    before, inside, ended, found = _chosen(), threading.Event(), threading.Event(), []
+
+    def other():
+        found.append(_chosen())
+        with use_backend("reference"):
+            inside.set()
+            assert ended.wait(60)
+            found.append(_chosen())
+        found.append(_chosen())
+
+    with use_backend("stand_in"):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert inside.wait(60)
+        found.append(_chosen())
+    ended.set()
+    thread.join()
+    assert found == [before, "stand_in", "reference", before]
+    assert _chosen() == before
+
+
+def test_a_thread_that_is_given_the_context_has_the_choice():
+    found = []
+    with use_backend("reference"):
+        run = contextvars.copy_context().run
+        thread = threading.Thread(target=run, args=(lambda: found.append(_chosen()),))
+        thread.start()
+        thread.join()
+    assert found == ["reference"]
+
+
 def test_reasons_to_use_ordinary_operators():
     x = torch.zeros(1)
-    assert dispatch.transform_in_progress(x, None, torch.nn.Parameter(x)) is None
+    assert context.transform_in_progress(x, None, torch.nn.Parameter(x)) is None
     reasons = []
-    torch.func.vmap(lambda t: reasons.append(dispatch.transform_in_progress(t)) or t)(x)
-    reasons.append(dispatch.transform_in_progress(torch._neg_view(x)))
+    torch.func.vmap(lambda t: reasons.append(context.transform_in_progress(t)) or t)(x)
+    reasons.append(context.transform_in_progress(torch._neg_view(x)))
     with torch.autograd.forward_ad.dual_level():
-        reasons.append(dispatch.transform_in_progress(x))
+        reasons.append(context.transform_in_progress(x))
     for reason, words in zip(reasons, ("torch.func", "negated", "forward-mode"), strict=True):
         assert words in reason
 

@@ -6,6 +6,7 @@ Graphs (compile, export, scripts) are in test_graphs.py.
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
@@ -250,6 +252,78 @@ def test_tensor_subclasses(backend):
     assert type(y) is type(theirs(x)) is _Celsius
     torch.testing.assert_close(y, theirs(x))
     assert instance_norm(torch.ones(1, 2, 3).as_subclass(_Recorder)) == "instance_norm"
+
+
+class _Interceptor(torch.Tensor):
+    """A subclass that knows torch's functions, and no others."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if str(getattr(function, "__module__", "")).startswith("momentnorm"):
+            raise TypeError(f"what is {function.__name__}?")
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "relu"}], ids=["plain", "relu"])
+@pytest.mark.parametrize("name", ["InstanceNorm2d", "BatchNorm2d", "GroupNorm"])
+def test_subclasses_that_intercept_functions_get_torchs(name, options):
+    arguments = (2, 4) if name == "GroupNorm" else (4,)
+    ours, theirs = (getattr(lib, name)(*arguments) for lib in (momentnorm, nn))
+    x = torch.randn(2, 4, 3, 5)
+    y, expected = ours(x.as_subclass(_Interceptor), **options), theirs(x)
+    assert type(y) is _Interceptor
+    torch.testing.assert_close(
+        y.as_subclass(torch.Tensor), expected.relu() if options else expected
+    )
+
+
+@pytest.mark.parametrize("name", ["InstanceNorm2d", "GroupNorm"])
+def test_expanded_weights(name):
+    """torch's per-sample gradients: a tensor subclass in the place of each parameter."""
+    x, found = torch.randn(3, 4, 5, 5), []
+    for library in (momentnorm, nn):
+        norm = getattr(library, name)(*((2, 4) if name == "GroupNorm" else (4,)), affine=True)
+        call_for_per_sample_grads(norm)(x).pow(2).sum().backward()
+        found.append([parameter.grad_sample for parameter in norm.parameters()])
+    for mine, right in zip(*found, strict=True):
+        assert mine.shape == (3, 4)
+        torch.testing.assert_close(mine, right)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+def test_tensors_of_onednn():
+    x = torch.randn(2, 3, 4, 5)
+    layer = nn.BatchNorm2d(3)
+    layer(x)  # running statistics
+    expected = layer.eval()(x.to_mkldnn())
+    momentnorm.accelerate(layer)
+    found = layer(x.to_mkldnn())
+    assert found.layout == expected.layout == torch._mkldnn
+    assert torch.equal(found.to_dense(), expected.to_dense())
+    with pytest.raises(RuntimeError) as theirs:
+        nn.functional.group_norm(x.to_mkldnn(), 3)
+    with pytest.raises(RuntimeError, match=re.escape(str(theirs.value))):
+        momentnorm.functional.group_norm(x.to_mkldnn(), 3)
+
+
+@pytest.mark.parametrize("statistic", ["running_mean", "running_var"])
+@pytest.mark.parametrize("name", ["instance_norm", "batch_norm"])
+def test_running_statistics_have_no_forward_derivative(name, statistic):
+    x, ones = torch.randn(2, 3, 4), torch.ones(3)
+    with forward_ad.dual_level():
+        statistics = {"running_mean": ones.clone(), "running_var": ones.clone()}
+        statistics[statistic] = forward_ad.make_dual(ones.clone(), ones)
+        dual = forward_ad.make_dual(x, x)
+        messages = []
+        for library in (nn.functional, momentnorm.functional):
+            function = getattr(library, name)
+            with pytest.raises(RuntimeError, match="not differentiable wrt running_mean") as raised:
+                function(dual, *statistics.values(), None, None, False)
+            messages.append(str(raised.value))
+            function(dual, *statistics.values(), None, None, True)  # does not use them
+    theirs, ours = messages
+    assert ours.startswith(theirs)
+    assert ours.endswith(".primal is")
 
 
 @pytest.mark.parametrize("training", [True, False])

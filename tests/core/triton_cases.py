@@ -373,10 +373,39 @@ def test_what_it_refuses():
     x = torch.zeros(2, 3, 4, 4)
     assert backend.refuses(x) is None
     assert "float64" in backend.refuses(x.double())
-    assert "neither" in backend.refuses(x[..., ::2])
     with use_backend("triton"):
         assert dispatch.choose(x.double()).backend is reference
     assert dispatch.choose(x).backend.name == "cpu"  # which is asked first
+
+
+def test_a_strided_input_is_copied():
+    values, gradient = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
+    found = []
+    for x in (values, torch.stack((values, values), -1)[..., 0]):
+        x = x.detach().requires_grad_()
+        with use_backend("triton"):
+            y = instance_norm(x)
+        found.append((y, *torch.autograd.grad(y, x, gradient)))
+    for mine, dense in zip(*found, strict=True):
+        assert torch.equal(mine, dense)
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "residual", "out"])
+def test_memory_that_was_freed(name):
+    operands = {key: torch.randn(2, 3, 4) for key in ("input", "residual", "out")}
+    operands["weight"] = torch.ones(3)
+    operands[name].untyped_storage().resize_(0)
+    with use_backend("triton"), pytest.raises(RuntimeError, match=r"the storage of .* was freed"):
+        instance_norm(**operands)
+
+
+def test_a_weight_that_is_replaced_before_the_backward():
+    x, weight = torch.randn(2, 8, 4), torch.ones(8, requires_grad=True)
+    with use_backend("triton"):
+        y = instance_norm(x.requires_grad_(), weight=weight)
+    weight.data = torch.ones(4)
+    with pytest.raises(RuntimeError, match=r"weight should be \(8,\)"):
+        y.sum().backward()
 
 
 @triton.jit

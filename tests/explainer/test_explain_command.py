@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -134,8 +135,8 @@ def test_a_byte_order_mark_is_skipped(kind, tmp_path):
     ("name", "content", "says"),
     [
         ("empty.npy", b"", "not read as a .npy file"),
-        ("empty.png", b"", "not read as a .png file"),
-        ("half.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "not read as a .png file"),
+        ("empty.png", b"", "not an image that can be read"),
+        ("half.png", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0", "damaged or truncated"),
         ("deep.json", b"[" * 100_000, "not read as a .json file"),
         ("words.csv", b"a,b\n", "not read as a .csv file"),
         ("bytes.csv", b"\xff\xfe1", "not read as a .csv file"),
@@ -157,6 +158,48 @@ def test_a_damaged_input_is_one_line(name, content, says, tmp_path, capsys):
     assert (code, out) == (2, "")
     assert error.count("\n") == 1
     assert says in error
+
+
+def test_an_image_of_another_format_starts_no_program(tmp_path, capsys, monkeypatch):
+    """Pillow would give an EPS to Ghostscript, whatever the file's name."""
+    plugin = pytest.importorskip("PIL.EpsImagePlugin")
+    started = []
+
+    def started_instead(*arguments, **options):
+        started.append(arguments)
+        return pytest.importorskip("PIL.Image").new("RGB", (10, 10)).im
+
+    monkeypatch.setattr(plugin, "Ghostscript", started_instead)
+    path = tmp_path / "a.png"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) run\n%%EOF\n"
+    )
+    code, out, error = run(capsys, "instance", "--input", path)
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert "not an image that can be read" in error
+    assert not started
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+@pytest.mark.parametrize("suffix", ["png", "npy", "json", "csv"])
+def test_a_fifo_is_one_line(suffix, tmp_path, capsys):
+    path = tmp_path / f"fifo.{suffix}"
+    os.mkfifo(path)
+    for argv in (["--input", path], ["--example", "--backward", path]):
+        code, out, error = run(capsys, "instance", *argv)
+        assert (code, out, error.count("\n")) == (2, "", 1)
+        assert "not a regular file" in error
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_of_files_are_escaped(tmp_path, capsys):
+    name, escaped = "a\x1b[31m\n", r"a\x1b[31m\n"
+    for argv in (["--input", tmp_path / f"{name}.npy"], ["--input", tmp_path / name]):
+        code, _, error = run(capsys, "instance", *argv)
+        assert (code, error.count("\n")) == (2, 1)
+        assert escaped in error
+    out = tmp_path / f"{name}.txt"
+    assert run(capsys, "instance", "--example", "-o", out)[1] == f"{tmp_path}/{escaped}.txt\n"
 
 
 def test_an_enormous_image_is_one_line(tmp_path, capsys, monkeypatch):

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from momentnorm import InstanceNorm1d
 from momentnorm.explainer import Step, Worked, explain, names
 from momentnorm.explainer.example import X
 from momentnorm.explainer.layout import layout, letter, number, worked
@@ -135,6 +136,19 @@ def test_markdown(trace, tmp_path):
     assert text.count("```") == 2 * len(trace)
     assert text.count("$$") == 2 * len(trace)
     assert "### `running_mean`" in text
+
+
+def test_names_of_layers_are_escaped(tmp_path):
+    class Named(InstanceNorm1d):
+        def extra_repr(self):
+            return "\x1b[31m\n# heading"
+
+    trace = explain(Named(2), torch.rand(2, 2, 3))
+    assert trace.layer == r"Named( \x1b[31m # heading )"
+    for suffix in ("txt", "md", "html", "json"):
+        text = trace.save(tmp_path / f"a.{suffix}").read_text()
+        assert "\x1b" not in text
+        assert "\n# heading" not in text
 
 
 def test_json_has_every_value(trace, tmp_path):

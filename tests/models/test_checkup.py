@@ -1052,3 +1052,13 @@ def test_the_example_of_the_page_prints_what_is_printed_there(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(example, {})
     assert textwrap.indent(capsys.readouterr().out, "    ") in PAGE
+
+
+def test_names_of_layers_are_escaped_in_the_text():
+    name = "a\x1b[31m\n"
+    model = nn.Sequential()
+    model.add_module(name, nn.BatchNorm2d(2))
+    report = check(model, torch.zeros(1, 2, 4, 4))
+    assert {finding.layer for finding in report} == {name}
+    assert r"] a\x1b[31m\n: " in str(report)
+    assert "\x1b" not in str(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections import OrderedDict
 
@@ -11,6 +12,7 @@ from torch import nn
 
 import momentnorm
 from momentnorm import load_legacy
+from momentnorm.models import legacy
 
 every_library = pytest.mark.parametrize("library", [nn, momentnorm], ids=["torch", "momentnorm"])
 
@@ -156,7 +158,7 @@ def test_lazy_layers_are_refused():
 def test_a_new_checkpoint_needs_nothing():
     model, new = _network(), _network()
     report = load_legacy(model, new.state_dict())  # a warning would be an error
-    assert report == momentnorm.legacy.LegacyReport()
+    assert report == legacy.LegacyReport()
     assert str(report) == "nothing had to be changed"
     _assert_unchanged(model, _values(new))
 
@@ -303,3 +305,20 @@ def test_other_files(tmp_path):
 def test_no_state_dict(checkpoint, message):
     with pytest.raises(ValueError, match=message):
         load_legacy(_network(), checkpoint)
+
+
+def test_names_of_layers_are_escaped():
+    model = nn.Sequential(OrderedDict({"a\x1b[31m": nn.InstanceNorm2d(2)}))
+    state = {"a\x1b[31m.running_mean": torch.zeros(2), "a\x1b[31m.running_var": torch.ones(2)}
+    with pytest.warns(UserWarning, match="dropped"):
+        report = load_legacy(model, state)
+    assert report.dropped == tuple(state)
+    assert r"a\x1b[31m.running_mean" in str(report)
+    assert "\x1b" not in str(report)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_no_checkpoint(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(OSError, match="not a regular file"):
+        load_legacy(_network(), tmp_path / "fifo")

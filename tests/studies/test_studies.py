@@ -167,6 +167,52 @@ def test_a_run_that_is_killed_keeps_what_is_finished(monkeypatch, tmp_path):
     assert len(computed) == len(set(computed)) == len(rows_of(tmp_path / "depth.csv"))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked on Windows")
+def test_two_runs_into_one_folder_lose_no_rows(monkeypatch, tmp_path):
+    """The second is refused while the first runs; another study and another folder are not."""
+    study, computed = counted(monkeypatch, STUDIES["depth"])
+    other, _ = counted(monkeypatch, STUDIES["batch-size"])
+    met = []
+
+    def compute(*arguments):
+        if not met:
+            with pytest.raises(StudyError) as error:
+                run(study, tmp_path, seeds=[7])
+            met.append(str(error.value))
+            assert run(other, tmp_path, seeds=[0])
+            assert run(study, tmp_path / "another", seeds=[0])
+            computed.clear()
+        return study.compute(*arguments)
+
+    assert run(dataclasses.replace(study, compute=compute), tmp_path, seeds=[0])
+    assert "another run of depth is writing into it; wait" in met[0]
+    assert len(rows_of(tmp_path / "depth.csv")) == len(computed)
+    assert not list(tmp_path.glob(".*")), "the lock is gone"
+    assert run(study, tmp_path, seeds=[0, 7])
+
+
+@pytest.mark.parametrize("words", ["\x1b[31mred", "a\n# heading", "\u202e"])
+def test_words_that_act_on_a_page_are_not_a_studys(words, monkeypatch, tmp_path):
+    study, _ = counted(monkeypatch, STUDIES["depth"])
+    run(study, tmp_path, seeds=[0])
+    known = json.loads((tmp_path / "depth.json").read_text())
+    for changed in ({"machine": words}, {"versions": {words: "1"}}):
+        (tmp_path / "depth.json").write_text(json.dumps(known | changed))
+        with pytest.raises(StudyError, match="not a study's settings"):
+            page.read_results(tmp_path, study)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+@pytest.mark.parametrize("suffix", ["csv", "json"])
+def test_a_fifo_is_not_a_studys(suffix, monkeypatch, tmp_path):
+    study, _ = counted(monkeypatch, STUDIES["depth"])
+    run(study, tmp_path, seeds=[0])
+    (tmp_path / f"depth.{suffix}").unlink()
+    os.mkfifo(tmp_path / f"depth.{suffix}")
+    with pytest.raises(StudyError, match="--restart"):
+        run(study, tmp_path, seeds=[0])
+
+
 def test_other_settings_are_refused_until_restart(monkeypatch, tmp_path):
     study, computed = counted(monkeypatch, STUDIES["depth"])
     run(study, tmp_path, seeds=[0])
@@ -182,7 +228,7 @@ def test_other_settings_are_refused_until_restart(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", ["no json", "not json", "another json", "another csv", "half a row"]
+    "damage", ["no json", "not json", "brackets", "another json", "another csv", "half a row"]
 )
 def test_files_that_are_not_a_studys(damage, monkeypatch, tmp_path):
     study, _ = counted(monkeypatch, STUDIES["depth"])
@@ -194,7 +240,8 @@ def test_files_that_are_not_a_studys(damage, monkeypatch, tmp_path):
     elif damage == "half a row":
         (tmp_path / "depth.csv").write_text((tmp_path / "depth.csv").read_text()[:-20])
     else:
-        (tmp_path / "depth.json").write_text("{" if damage == "not json" else "{}")
+        text = {"not json": "{", "brackets": "[" * 100_000, "another json": "{}"}[damage]
+        (tmp_path / "depth.json").write_text(text)
     with pytest.raises(StudyError, match="--restart"):
         run(study, tmp_path, seeds=[0])
     assert run(study, tmp_path, seeds=[0], restart=True)

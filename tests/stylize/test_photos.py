@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -152,6 +154,46 @@ def test_what_is_there_is_not_replaced(run, fails, tmp_path, style_file, photo_f
     assert list(precious.parent.iterdir()) == [precious], "refused before anything is done"
     assert run(second, photo_file, "--style", style_file, "-o", out, "--force").code == 0
     assert read_photo(precious).rgb.shape == (3, 40, 52)
+
+
+def test_a_link_that_leads_nowhere_is_not_replaced(run, fails, tmp_path, style_file, photo_file):
+    out = tmp_path / "out.png"
+    out.symlink_to(tmp_path / "elsewhere" / "later.png")
+    fails(photo_file, "--style", style_file, "-o", out, says="add --force")
+    assert out.is_symlink()
+    assert run(photo_file, "--style", style_file, "-o", out, "--force").code == 0
+    assert out.is_file()
+    assert not out.is_symlink()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names")
+def test_names_do_not_reach_the_terminal_as_they_are(run, fails, tmp_path, style_file, photo_file):
+    name = "a\x1b[31m\n\u202eb"
+    escaped = r"a\x1b[31m\n\u202eb"
+    photo = tmp_path / f"{name}.png"
+    photo_file.rename(photo)
+    out = tmp_path / "out"
+    outcome = run(photo, photo, "--style", style_file, "-o", out)
+    assert outcome.out == f"{out}/{escaped}.png\n{out}/{escaped}-2.png\n"
+    fails(tmp_path / f"{name}.jpg", "--style", style_file, "-o", out, says=escaped)
+    fails(photo, "--style", tmp_path / name, "-o", out, says=escaped)
+    fails(photo, f"--{name}", says=escaped)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / f"{name}.png").write_bytes(b"damaged")
+    outcome = run(photo, tmp_path / "bad", "--style", style_file, "-o", tmp_path / "more")
+    assert outcome.err.count("\n") == 2
+    assert outcome.err.replace("\n", "").isprintable()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_one_line(fails, tmp_path, style_file, photo_file):
+    fifo, out = tmp_path / "fifo", tmp_path / "out.png"
+    os.mkfifo(fifo)
+    fails(fifo, "--style", style_file, "-o", out, says="not a regular file")
+    fails(photo_file, "--style", fifo, "-o", out, says=str(fifo))
+    usual = ("train", "--content", tmp_path, "-o", tmp_path / "my.safetensors")
+    fails(*usual, "--style", fifo, says="not a regular file")
+    fails(*usual, "--style", photo_file, "--vgg", fifo, says=str(fifo))
 
 
 def test_photographs_are_not_replaced(run, fails, tmp_path, style_file, photo_file):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from momentnorm.stylize import (
+    Network,
     Settings,
     Style,
     StylizeError,
@@ -94,6 +95,67 @@ def test_weights_that_are_not_finite(style_file):
     tensors["leave.bias"][1] = float("nan")
     with pytest.raises(StylizeError, match=r"leave\.bias is not finite"):
         load_style(rewritten(style_file, tensors))
+
+
+def tensors_with(name, change):
+    def changed(tensors):
+        return tensors | {name: change(tensors[name])}
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (tensors_with("leave.bias", lambda x: x.to(torch.complex64)), "leave.bias is of dtype C64"),
+        (tensors_with("leave.bias", lambda x: x.to(torch.int32)), "leave.bias is of dtype I32"),
+        (tensors_with("leave.weight", lambda x: x > 0), "leave.weight is of dtype BOOL"),
+        (tensors_with("leave.bias", lambda x: x.to(torch.float8_e5m2)), "is of dtype F8_E5M2"),
+        (
+            tensors_with("leave.bias", lambda x: torch.full_like(x, 1e300, dtype=torch.float64)),
+            "leave.bias is not finite in float32",
+        ),
+        (tensors_with("leave.bias", lambda x: x[:2]), "leave.bias has shape (2,), not (3,)"),
+        (lambda tensors: tensors | {"\x1b[2J": torch.zeros(1)}, r"\x1b[2J does not belong here"),
+    ],
+)
+def test_tensors_that_a_network_cannot_have(fails, tmp_path, photo_file, style_file, change, says):
+    path = rewritten(style_file, change(load_file(style_file)))
+    fails(photo_file, "--style", path, "-o", tmp_path / "out.png", says=(str(path), says))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_precision_is_read_as_float32(style_file, dtype):
+    before = load_style(style_file).network.state_dict()
+    tensors = {name: value.to(dtype) for name, value in load_file(style_file).items()}
+    after = load_style(rewritten(style_file, tensors)).network.state_dict()
+    with open(style_file, "r+b") as file:  # the network is not the file's memory
+        file.write(b"\xff" * style_file.stat().st_size)
+    for name, value in after.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, before[name], rtol=2**-8, atol=0)
+
+
+def test_what_a_file_claims_costs_nothing(style_file, monkeypatch):
+    """A small file that claims the largest network is refused before there is such a network."""
+    made = []
+
+    class Recorded(Network):
+        def __init__(self, architecture):
+            super().__init__(architecture)
+            made.append({parameter.device.type for parameter in self.parameters()})
+
+    monkeypatch.setattr("momentnorm.stylize.styles.Network", Recorded)
+    with pytest.raises(StylizeError, match="is missing"):
+        load_style(rewritten(style_file, width="256", blocks="64"))
+    assert made == [{"meta"}]
+    load_style(rewritten(style_file, width="4", blocks="1"))
+
+
+@pytest.mark.parametrize("brackets", ["[", '{"a":'])
+def test_metadata_of_brackets(fails, tmp_path, photo_file, style_file, brackets):
+    path = rewritten(style_file, training=brackets * 100_000)
+    fails(photo_file, "--style", path, "-o", tmp_path / "out.png", says="the metadata is damaged")
 
 
 def test_files_that_are_not_styles(tmp_path):

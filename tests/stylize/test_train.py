@@ -12,10 +12,14 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from momentnorm.stylize import Network, Settings, StylizeError, load_style, train
 from momentnorm.stylize.content import LONGEST, Crops, content_files, read_first
+from momentnorm.stylize.features import RandomFeatures
 from momentnorm.stylize.network import NORMS
+from support.faults import Faults
 from support.stylize_samples import pixels
 
 TINY = Settings(width=4, blocks=1, steps=6, batch=2, size=32, style_size=48)
@@ -98,6 +102,86 @@ def test_a_checkpoint_of_another_training(tmp_path, folder, picture):
     checkpoint.write_bytes(b"nonsense")
     with pytest.raises(StylizeError, match="not a checkpoint file"):
         train(picture, files, TINY, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("norm", ["switchable", "none"])
+def test_a_checkpoint_of_each_kind_of_norm(tmp_path, folder, picture, norm):
+    settings = replace(TINY, norm=norm, steps=2, batch=1)
+    files, path = content_files(folder), tmp_path / "checkpoint.safetensors"
+    assert train(picture, files, settings, checkpoint=path, should_stop=lambda: True) is None
+    resumed = train(picture, files, settings, checkpoint=path)
+    assert same(resumed, train(picture, files, settings))
+
+
+def changed(name, value):
+    return lambda tensors, metadata: tensors.update({name: value(tensors[name])})
+
+
+#: What is done to the tensors and the metadata of a checkpoint, and what is said of it.
+DAMAGE = [
+    (lambda tensors, metadata: metadata.pop("step"), "the step is not a number from 1 to 6"),
+    (lambda tensors, metadata: metadata.update(step="7"), "the step is not a number"),
+    (lambda tensors, metadata: metadata.update(step="-1"), "the step is not a number"),
+    (lambda tensors, metadata: metadata.update(training="[" * 100_000), "its metadata differs"),
+    (lambda tensors, metadata: tensors.pop("adam.0.step"), "adam.0.step is missing"),
+    (lambda tensors, metadata: tensors.update(adam=torch.zeros(1)), "does not belong here"),
+    (changed("adam.0.step", lambda x: -x), "cannot be those of that many steps"),
+    (changed("adam.0.exp_avg_sq", lambda x: x - 1), "cannot be those of that many steps"),
+    (changed("adam.1.exp_avg", lambda x: x[1:]), "adam.1.exp_avg has shape"),
+    (changed("network.leave.bias", lambda x: x / 0), "leave.bias is not finite"),
+    (changed("network.leave.bias", lambda x: x > 0), "leave.bias is of dtype BOOL"),
+]
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path, folder, picture):
+    path, files = tmp_path / "checkpoint.safetensors", content_files(folder)
+    features = RandomFeatures(Crops(files, TINY.size, 0).batch(0, 2), 0)
+    options = {"features": features, "checkpoint": path}
+    train(picture, files, TINY, should_stop=lambda: True, **options)
+    for change, says in DAMAGE:
+        tensors, damaged = load_file(path), tmp_path / "damaged.safetensors"
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        change(tensors, metadata)
+        save_file(tensors, damaged, metadata)
+        with pytest.raises(StylizeError) as found:
+            train(picture, files, TINY, **options | {"checkpoint": damaged})
+        assert says in str(found.value)
+        assert "name another one with --checkpoint" in str(found.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_no_checkpoint(tmp_path, folder, picture):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(StylizeError, match="not a regular file"):
+        train(picture, content_files(folder), TINY, checkpoint=tmp_path / "fifo")
+
+
+def test_a_checkpoint_that_fails_at_any_call_loses_nothing(tmp_path, folder, picture, monkeypatch):
+    """Wherever the disk gives up, the same command goes on, and ends with the same bits."""
+    path, files = tmp_path / "checkpoint.safetensors", content_files(folder)
+    settings = replace(TINY, steps=2, batch=1)
+    features = RandomFeatures(Crops(files, settings.size, 0).batch(0, 2), 0)
+    options = {"features": features, "checkpoint": path}
+    train(picture, files, settings, should_stop=lambda: True, **options)
+    first = path.read_bytes()
+    whole = train(picture, files, settings, **options)
+    for at in range(1, 100):
+        path.write_bytes(first)
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, at)
+            failure = None
+            try:
+                train(picture, files, settings, **options)
+            except StylizeError as error:
+                failure = str(error)
+        assert failure is None or "Input/output error" in failure
+        names = {file.name for file in tmp_path.iterdir()}
+        assert names <= {path.name, folder.name}, "no temporary file stays"
+        assert same(train(picture, files, settings, **options), whole), faults.calls
+        if not faults.happened:
+            break
+    assert faults.calls.count("replace") == 1
 
 
 def test_a_loss_that_runs_away(folder, picture):

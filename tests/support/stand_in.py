@@ -1,15 +1,18 @@
 """A backend that stands in for compiled kernels, so that the engine is tested where none are built.
 
-It takes what kernels could take, insists on what they insist on (memory that can be read, no
-transform, no autograd), and computes with the reference.
+It takes what kernels could take, insists on what they insist on (memory that can be read, an input
+in one of their layouts, no transform, no autograd), and computes with the reference.
 """
 
 from __future__ import annotations
+
+import inspect
 
 import torch
 from torch import Tensor
 
 from momentnorm.core.backends import reference
+from momentnorm.core.backends.operands import layout
 from momentnorm.core.tail import Tail
 
 name = "stand_in"
@@ -36,6 +39,8 @@ def _kernel(function):
         calls.append(function.__name__)
         for operand in (*operands, *named.values(), out):
             _check(operand.residual if isinstance(operand, Tail) else operand)
+        parameters = inspect.signature(function).bind(*operands, **named).arguments
+        assert layout(parameters["x"]) is not None
         with torch.no_grad():
             results = function(*operands, **named)
             if out is None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from . import dispatch, graph_operators, grid, replay
+from . import context, graph_operators, grid, replay
 from .backends import reference
+from .backends.operands import dense
 from .pool import INSTANCE, Pool
 from .second_order import NormalizeBackward
 from .tail import PLAIN, Tail
@@ -87,7 +88,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, *activated_with = ctx.saved_tensors
+        x, weight, *activated_with = _saved(ctx)
         bias, residual = activated_with or (None, None)
         call: Call = ctx.call
         _, needs_dweight, needs_dbias, needs_residual, *_ = needs = ctx.needs_input_grad
@@ -158,6 +159,12 @@ def _formula_gradients(
     return _Gradients(*replay.replay(formula, (x, weight, bias, residual), needs, gradient))
 
 
+def _saved(ctx: Any) -> list[Any]:
+    """Saved tensors, x first. A hook on saved tensors may have changed the layout of x."""
+    x, *others = ctx.saved_tensors
+    return [dense(x), *others]
+
+
 def _as(dtype: torch.dtype | None, gradient: Tensor | None) -> Tensor | None:
     return gradient if gradient is None or gradient.dtype == dtype else gradient.to(dtype)
 
@@ -213,7 +220,7 @@ class _Moments(torch.autograd.Function):
     def backward(
         ctx: Any, dmean: Tensor | None, dvar: Tensor | None, gradient: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x, mean = ctx.saved_tensors
+        x, mean = _saved(ctx)
         given = [values for values in (dmean, dvar) if values is not None]
         if not given and gradient is None:
             return None, None, None
@@ -235,8 +242,16 @@ class _Moments(torch.autograd.Function):
         return dx, None, None
 
 
+#: mean, var, weight, bias and eps of a call with given moments, one value for each channel.
+Given: TypeAlias = tuple[Tensor, Tensor, Tensor | None, Tensor | None, float]
+
+
 class _Affine(torch.autograd.Function):
-    """y = tail((x - mean) * scale + shift), with (N, C) tensors from outside."""
+    """y = tail((x - mean) * scale + shift), with (N, C) tensors from outside.
+
+    If the map comes from given moments, the forward is the backend's ``normalize_with``. Then y has
+    the same bits with and without a graph.
+    """
 
     @staticmethod
     def forward(
@@ -250,9 +265,12 @@ class _Affine(torch.autograd.Function):
         link: Link | None,
         tail: Tail,
         backend: Backend,
+        given: Given | None,
     ) -> Tensor:
         _Affine.save(ctx, x, mean, scale, shift, tail, backend, link)
-        return backend.apply(x, mean, scale, shift, tail)
+        if given is None:
+            return backend.apply(x, mean, scale, shift, tail)
+        return backend.normalize_with(x, *given, tail)
 
     @staticmethod
     def save(
@@ -275,7 +293,7 @@ class _Affine(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, scale, shift, residual = ctx.saved_tensors
+        x, mean, scale, shift, residual = _saved(ctx)
         needs_dx, *needs_sums, needs_residual = needs = ctx.needs_input_grad[:5]
         tail: Tail = ctx.tail if residual is None else ctx.tail._replace(residual=residual)
         # Without an activation the gradient of the residual is the given one.
@@ -305,7 +323,7 @@ class _Affine(torch.autograd.Function):
                 dmean = -scale * dshift
         if needs_residual and not own_residual:
             residual_gradient = gradient
-        return dx, dmean, dscale, dshift, residual_gradient, passed_on, None, None, None
+        return dx, dmean, dscale, dshift, residual_gradient, passed_on, None, None, None, None
 
 
 def _node(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -334,12 +352,15 @@ def affine(
     tail: Tail,
     backend: Backend,
     link: Link | None = None,
+    given: Given | None = None,
 ) -> Tensor:
     """``tail((x - mean) * scale + shift)``, recorded by autograd."""
     token = None
     if link is not None:
         token, link.token = link.token, None  # otherwise the node would keep itself alive
-    y: Tensor = _apply_affine(x, mean, scale, shift, tail.residual, token, link, tail, backend)
+    y: Tensor = _apply_affine(
+        x, mean, scale, shift, tail.residual, token, link, tail, backend, given
+    )
     return y
 
 
@@ -347,7 +368,7 @@ def _backend_for_backward(backend: Backend, *gradients: Tensor) -> Backend | Non
     """Backend of the forward, or None where torch's own operators have to make the gradient."""
     if torch.is_grad_enabled():  # create_graph: the gradient is differentiated again
         return None
-    if backend is not graph_operators and dispatch.kernels_see(*gradients):
+    if backend is not graph_operators and context.kernels_see(*gradients):
         return backend
     if backend is graph_operators or torch.compiler.is_compiling():
         return graph_operators
@@ -357,9 +378,7 @@ def _backend_for_backward(backend: Backend, *gradients: Tensor) -> Backend | Non
 def _is_differentiated(backend: Backend, gradient: Tensor) -> bool:
     """Whether the backward of an eager call is differentiated again, and kernels may be asked."""
     return (
-        backend is not graph_operators
-        and torch.is_grad_enabled()
-        and dispatch.kernels_see(gradient)
+        backend is not graph_operators and torch.is_grad_enabled() and context.kernels_see(gradient)
     )
 
 

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .dispatch import transform_in_progress
+from .backends.operands import check_memory
+from .context import transform_in_progress
 
 HALF_DTYPES = (torch.bfloat16, torch.float16)
 DTYPES = (torch.float32, torch.float64, *HALF_DTYPES)
@@ -81,20 +83,46 @@ def _is_usual(
     )
 
 
+def _check_statistics_memory(running_mean: Tensor, running_var: Tensor) -> None:
+    """Check both before anything is computed, so that neither is updated without the other.
+
+    The memory of all other operands is checked where a kernel is given its address.
+    """
+    if torch.compiler.is_compiling() or torch._C._functorch.get_dynamic_layer_stack_depth():
+        return
+    for name, statistic in (("running_mean", running_mean), ("running_var", running_var)):
+        if type(statistic) is Tensor:
+            check_memory(name, statistic)
+
+
 def check_statistics_given(
     option: str, of_input: bool, running_mean: Tensor | None, running_var: Tensor | None
 ) -> None:
-    """Raise where one running statistic comes alone, or where both are needed and missing."""
+    """Check that running statistics come in a pair, and are there where they are needed.
+
+    Statistics that are to be updated must have memory.
+    """
     if of_input:
         if (running_mean is None) != (running_var is None):
             raise ValueError(
                 "running_mean and running_var must either both be None or neither be None: "
                 "pass both, or none"
             )
+        if running_mean is not None and running_var is not None:
+            _check_statistics_memory(running_mean, running_var)
     elif running_mean is None or running_var is None:
         raise RuntimeError(
             f"Expected running_mean and running_var to be defined when {option} is false: "
             f"pass both, or {option}=True"
+        )
+    elif forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(statistic).tangent is not None  # type: ignore[no-untyped-call]
+        for statistic in (running_mean, running_var)
+    ):
+        raise RuntimeError(
+            "batch_norm is not differentiable wrt running_mean and running_var, they cannot have "
+            "forward grad defined: pass them without a tangent, as "
+            "torch.autograd.forward_ad.unpack_dual(running_mean).primal is"
         )
 
 
@@ -149,7 +177,12 @@ def check_groups(input: Tensor, num_groups: int) -> None:
             f"num_groups={num_groups}: one value has no variance to divide by; use fewer groups, "
             "or a larger input"
         )
-    if num_groups < 0 or shape[1] % num_groups:
+    if num_groups < 0:
+        raise RuntimeError(
+            f"Expected num groups to be greater than 0, got {num_groups}: choose a divisor of the "
+            f"{shape[1]} channels"
+        )
+    if shape[1] % num_groups:
         raise RuntimeError(
             "Expected number of channels in input to be divisible by num_groups, but got "
             f"{shape[1]} channels and num_groups={num_groups}: choose a divisor of {shape[1]}"

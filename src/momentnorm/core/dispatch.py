@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from .backends import cpu, reference, triton
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from .backends import Backend
 
-#: In the order in which they are asked.
+#: Backends in the order in which they are asked.
 BACKENDS: tuple[Backend, ...] = (cpu, triton, reference)
 
 
 class Choice(NamedTuple):
-    """A backend, and why it was chosen: what each backend before it said."""
+    """A backend, and the reasons why the backends before it refused."""
 
     backend: Backend
     why: str
@@ -36,18 +36,27 @@ def _by_name(name: str) -> Backend:
     raise ValueError(f"no backend is named {name!r}: choose one of {known}")
 
 
-_forced: Backend | None = (
+#: The backend that ``MOMENTNORM_BACKEND`` names, for the whole process.
+_DEFAULT: Backend | None = (
     _by_name(os.environ["MOMENTNORM_BACKEND"]) if os.environ.get("MOMENTNORM_BACKEND") else None
 )
+
+#: The backend that :func:`use_backend` names, in one thread or one asynchronous task.
+_forced: ContextVar[Backend | None] = ContextVar("momentnorm backend", default=_DEFAULT)
 
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Send every call inside the ``with`` to the backend of this name, whatever its operands.
 
-    For tests, timings and explanations, one thread at a time: the choice is the whole process's.
-    ``MOMENTNORM_BACKEND`` in the environment does the same from the start. What the named backend
-    does not take still goes to the reference.
+    This serves tests, timings and explanations. Calls that the named backend does not take still go
+    to the reference. ``MOMENTNORM_BACKEND`` in the environment does the same for the whole process.
+
+    The choice is a context variable: it belongs to the thread, or the asynchronous task, that made
+    it. Tasks that start inside inherit it. Threads that start inside do not (Python 3.14 can be
+    told to: ``-X thread_inherit_context=1``); give them a copy of the context,
+    ``Thread(target=contextvars.copy_context().run, args=(function,))``. Compiled code chooses when
+    it runs, so it need not be compiled again inside.
 
     Raises:
         ValueError: no backend has this name.
@@ -56,56 +65,31 @@ def use_backend(name: str) -> Iterator[None]:
     >>> with momentnorm.use_backend("reference"):
     ...     y = momentnorm.InstanceNorm1d(2)(torch.zeros(1, 2, 3))
     """
-    global _forced
-    before, _forced = _forced, _by_name(name)
+    token = _forced.set(_by_name(name))
     try:
         yield
     finally:
-        _forced = before
+        _forced.reset(token)
+
+
+def forced() -> Backend | None:
+    """Backend that :func:`use_backend` or the environment names, or None.
+
+    While a graph is compiled only the environment counts: the operators of the graph read the
+    context variable when they run.
+    """
+    return _DEFAULT if torch.compiler.is_compiling() else _forced.get()
 
 
 def choose(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Choice:
-    """The backend for normalizing x, (N, C, *S), and the reason."""
+    """Backend that normalizes x, (N, C, *S), and the reason."""
     if not x.numel():
         return Choice(reference, "an empty input needs no kernel")
     refusals: list[str] = []
-    for backend in BACKENDS if _forced is None else (_forced, reference):
+    wanted = forced()
+    for backend in BACKENDS if wanted is None else (wanted, reference):
         refusal = backend.refuses(x, weight, bias)
         if refusal is None:
             return Choice(backend, "; ".join(refusals) or "takes this call")
         refusals.append(f"{backend.name}: {refusal}")
     raise AssertionError("the reference takes every call")  # pragma: no cover
-
-
-def transform_in_progress(*operands: Tensor | None) -> str | None:
-    """Why this call must be made of torch's own operators, or None.
-
-    Function transforms, dual numbers, tensor subclasses and dispatch modes rewrite or observe
-    operators, and have to see ordinary ones; a lazily negated view is not what its memory says, and
-    autograd's tensors of zeros have none.
-    """
-    # The depth, rather than the level: torch.compile knows its value.
-    if torch._C._functorch.get_dynamic_layer_stack_depth():
-        return "inside a torch.func transform"
-    if torch.autograd.forward_ad._current_level >= 0:
-        return "inside forward-mode differentiation"
-    compiling = torch.compiler.is_compiling()  # the compiler's tensors are none of the below
-    if not compiling and torch._C._len_torch_dispatch_stack():
-        return "inside a torch dispatch mode"
-    for operand in operands:
-        if operand is None:
-            continue
-        if type(operand) is not Tensor and type(operand) is not Parameter:
-            return f"an operand is a {type(operand).__name__}, not a plain tensor"
-        if not compiling and (operand.is_neg() or operand._is_zerotensor()):
-            return "an operand is a lazily negated view, or zeros without memory"
-    return None
-
-
-def kernels_see(*gradients: Tensor) -> bool:
-    """Whether gradients are ordinary tensors in eager mode, which a kernel can be given."""
-    return (
-        not torch.compiler.is_compiling()
-        and not any(map(torch._C._functorch.is_legacy_batchedtensor, gradients))  # batched
-        and transform_in_progress(*gradients) is None
-    )

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import autograd, checks, dispatch, grid
+from . import autograd, checks, context, grid
 from .backends import reference
 from .pool import INSTANCE, Policy, Pool
 from .routes import GRAPH_OPERATOR, Route, needs_gradient, route_of
@@ -54,7 +54,7 @@ def normalize(
         return _normalize_empty(x, weight, bias, eps=eps, tail=tail, out=out)
     if pool is not INSTANCE and pool.sizes(*x.shape[:2]) == (1, 1):
         pool = INSTANCE
-    route = route_of(x, weight, bias, tail.residual)
+    given, (route, x) = x, route_of(x, weight, bias, tail.residual)
     if route.kind == "formula":
         y, mean, var = reference.normalize(x, weight, bias, eps, pool, tail)
         mean, var = mean.detach(), var.detach()
@@ -63,6 +63,7 @@ def normalize(
         y = autograd.apply_normalize(x, weight, bias, tail.residual, call)
         mean, var = call.moments
     else:
+        out = _copy_or(out, route, x, given)
         target = _target_of(route, out, x, tail)
         y, mean, var = route.backend.normalize(x, weight, bias, eps, pool, tail, target)
     return y if out is None else _written(out, y), mean, var
@@ -84,7 +85,7 @@ def normalize_by(
     """
     if not x.numel():
         return _normalize_empty(x, weight, bias, policy, eps=eps, tail=tail, out=out)
-    route = route_of(x, weight, bias, tail.residual)
+    route, x = route_of(x, weight, bias, tail.residual)
     if route.kind != "kernel":
         # A compiler fuses a policy with the arithmetic around it better than operators would.
         y, mean, var = reference.normalize_by(policy, x, weight, bias, eps, tail)
@@ -138,15 +139,18 @@ def normalize_with(
     out: Tensor | None = None,
 ) -> Tensor:
     """Normalize x with given moments, such as running statistics."""
+    given, (route, x) = x, route_of(x, weight, bias, mean, var, tail.residual)
+    by_channel: autograd.Given | None = None
     if mean.dim() == 1 and (weight is None or weight.dim() == 1):
-        route = route_of(x, weight, bias, mean, var, tail.residual)
+        by_channel = mean, var, weight, bias, eps
         recorded = needs_gradient(x, weight, bias, mean, var, tail.residual)
         if route.kind == "kernel" and not recorded:
+            out = _copy_or(out, route, x, given)
             target = _target_of(route, out, x, tail)
-            y = route.backend.normalize_with(x, mean, var, weight, bias, eps, tail, target)
+            y = route.backend.normalize_with(x, *by_channel, tail, target)
             return y if out is None else _written(out, y)
     mapped = grid.map_of_moments(x, mean, var, weight, bias, eps)
-    return affine(x, *mapped, tail=tail, out=out)
+    return _applied(route, x, *mapped, tail, out, given=by_channel)
 
 
 def affine(
@@ -159,7 +163,7 @@ def affine(
     out: Tensor | None = None,
 ) -> Tensor:
     """``tail((x - mean) * scale + shift)``, like x, with gradients in all operands."""
-    route = route_of(x, mean, scale, shift, tail.residual)
+    route, x = route_of(x, mean, scale, shift, tail.residual)
     mean, scale, shift = (values.expand(x.shape[:2]) for values in (mean, scale, shift))
     return _applied(route, x, mean, scale, shift, tail, out)
 
@@ -169,7 +173,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Empty planes give NaN and keep the autograd graph.
     """
-    route = route_of(x)
+    route, x = route_of(x)
     differentiated = route is GRAPH_OPERATOR and torch.is_grad_enabled()
     if route.kind == "formula" or differentiated or not x.numel():
         return reference.moments(x)
@@ -200,21 +204,31 @@ def _applied(
     tail: Tail,
     out: Tensor | None,
     link: autograd.Link | None = None,
+    given: autograd.Given | None = None,
 ) -> Tensor:
     if route.kind == "formula":
         y = reference.apply(x, mean, scale, shift, tail)
     elif route.kind == "kernel" and needs_gradient(x, mean, scale, shift, tail.residual):
-        y = autograd.affine(x, mean, scale, shift, tail, route.backend, link)
+        y = autograd.affine(x, mean, scale, shift, tail, route.backend, link, given)
     else:
         y = route.backend.apply(x, mean, scale, shift, tail, _target_of(route, out, x, tail))
     return y if out is None else _written(out, y)
+
+
+def _copy_or(out: Tensor | None, route: Route, x: Tensor, given: Tensor) -> Tensor | None:
+    """``out``; or, without one, x where it is the engine's own copy of the given x.
+
+    No graph may need x: y is then written over the copy.
+    """
+    own = x is not given and route.kind == "kernel" and route.backend is not reference
+    return x if out is None and own else out
 
 
 def _target_of(route: Route, out: Tensor | None, x: Tensor, tail: Tail) -> Tensor | None:
     """``out`` where the backend may write into it, else None: then the engine copies."""
     if out is None or route.kind != "kernel" or out.stride() != x.stride():
         return None
-    if dispatch.transform_in_progress(out) is not None:
+    if context.transform_in_progress(out) is not None:
         return None
     if out.is_inference() and not torch.is_inference_mode_enabled():
         return None  # the copy raises torch's own error

@@ -12,12 +12,14 @@ or writes into a given output: the callers do that with torch's own operators.
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from . import dispatch
+from .backends.operands import dense
 from .grid import map_of_moments, statistics_dtype
 from .pool import INSTANCE, Pool
 from .tail import PLAIN, Tail
@@ -52,8 +54,13 @@ def _per_channel(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tenso
     return x.new_empty(x.shape[1:2], dtype=dtype)
 
 
+def _like(x: Tensor) -> Tensor:
+    """An empty tensor like x, in a layout that kernels read."""
+    return torch.empty_like(dense(x))
+
+
 def _like_if(needed: bool, x: Tensor) -> Tensor:
-    return torch.empty_like(x) if needed else x.new_empty(0)
+    return _like(x) if needed else x.new_empty(0)
 
 
 def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
@@ -63,7 +70,7 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
 
     def run(*operands: Any) -> object:
         named = dict(zip(names, operands, strict=True))
-        x = named["x"]
+        x = named["x"] = dense(named["x"])  # a graph may give x any strides
         choice = dispatch.choose(x, named.get("weight"), named.get("bias"))
         if "residual" in named:
             parts = named.pop("activation"), named.pop("slope"), named.pop("residual")
@@ -75,11 +82,27 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
             return tuple(x.new_empty(0) if result is None else result for result in results)
         return results
 
-    library.define(schema)  # type: ignore[no-untyped-call]
+    def shadow(*operands: Any) -> object:
+        _tell_inductor(overload)
+        return fake(*operands)
+
+    tags = (torch.Tag.needs_exact_strides,)
+    library.define(schema, tags=tags)  # type: ignore[no-untyped-call]
     library.impl(operator, run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"momentnorm::{operator}", fake, lib=library)
+    torch.library.register_fake(f"momentnorm::{operator}", shadow, lib=library)
     overload: Callable[..., Any] = getattr(torch.ops.momentnorm, operator).default
     return overload
+
+
+def _tell_inductor(operator: Callable[..., Any]) -> None:
+    """Declare to torch's inductor, where it is in use, that this operator is called as it is.
+
+    Otherwise ``implicit_fallbacks=False`` finds no way to compile it. Importing inductor takes
+    seconds, so this is done when a graph that it is about to compile is made.
+    """
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if lowering is not None and operator not in getattr(lowering, "lowerings", {operator: None}):
+        lowering.make_fallback(operator, warn=False)
 
 
 def _parts(tail: Tail) -> tuple[Tensor | None, str, float]:
@@ -90,12 +113,12 @@ _moments = _define("moments(Tensor x) -> (Tensor, Tensor)", lambda x: (_planes(x
 
 _apply = _define(
     f"apply(Tensor x, Tensor mean, Tensor scale, Tensor shift, {_TAIL}) -> Tensor",
-    lambda x, *_: torch.empty_like(x),
+    lambda x, *_: _like(x),
 )
 _normalize = _define(
     f"normalize(Tensor x, Tensor? weight, Tensor? bias, {_TAIL}, float eps, {_POOL}) "
     "-> (Tensor, Tensor, Tensor)",
-    lambda x, *rest: (torch.empty_like(x), _pools(x, *rest[-2:]), _pools(x, *rest[-2:])),
+    lambda x, *rest: (_like(x), _pools(x, *rest[-2:]), _pools(x, *rest[-2:])),
 )
 _gradient_sums = _define(
     "gradient_sums(Tensor gradient, Tensor x, Tensor mean, Tensor? scale, Tensor? shift, "
@@ -105,14 +128,14 @@ _gradient_sums = _define(
 _apply_gradient = _define(
     "apply_gradient(Tensor gradient, Tensor x, Tensor mean, Tensor a, Tensor b, Tensor c, "
     f"Tensor? scale, Tensor? shift, {_TAIL}, bool needs_residual) -> (Tensor, Tensor)",
-    lambda gradient, x, *operands: (torch.empty_like(x), _like_if(operands[-1], x)),
+    lambda gradient, x, *operands: (_like(x), _like_if(operands[-1], x)),
 )
 _normalize_backward = _define(
     "normalize_backward(Tensor gradient, Tensor x, Tensor mean, Tensor var, Tensor? weight, "
     f"Tensor? bias, float eps, {_POOL}, {_TAIL}, bool needs_residual) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     lambda gradient, x, mean, var, weight, bias, eps, samples, channels, *rest: (
-        torch.empty_like(x),
+        _like(x),
         _like_if(rest[-1], x),
         _per_channel(x, weight, bias),
         _per_channel(x, weight, bias),

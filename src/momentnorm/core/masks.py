@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import context
 from .grid import statistics_dtype
 from .pool import Policy, Pool
 
@@ -91,7 +91,7 @@ def checked_valid_elements(input: Tensor, mask: Tensor | None, lengths: Tensor |
 
 def _symbolic(lengths: Tensor) -> bool:
     compiling = torch.compiler.is_compiling()
-    return compiling or dispatch.transform_in_progress(lengths) is not None
+    return compiling or context.transform_in_progress(lengths) is not None
 
 
 @dataclass(frozen=True, eq=False)

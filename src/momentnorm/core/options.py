@@ -84,12 +84,3 @@ def tail_of(input: Tensor, activation: Activation, residual: Tensor | None) -> T
     if residual is not None:
         checks.check_like_input("residual", residual, input)
     return Tail(*parse_activation(activation), residual)
-
-
-def leaves_the_process() -> bool:
-    """Whether a graph is recorded that may run where momentnorm is not installed.
-
-    Such a graph gets the standard operators.
-    """
-    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return tracing or torch.compiler.is_exporting()

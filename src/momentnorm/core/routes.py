@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch, graph_operators
+from . import context, dispatch, graph_operators
 from .backends import reference
+from .backends.operands import dense
 
 if TYPE_CHECKING:
     from .backends import Backend
@@ -37,15 +38,19 @@ GRAPH_OPERATOR = Route("graph operator", graph_operators)
 
 def route_of(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *others: Tensor | None
-) -> Route:
-    """Route of a call on x with these operands."""
-    if dispatch.transform_in_progress(x, weight, bias, *others) is not None:
-        return FORMULA
+) -> tuple[Route, Tensor]:
+    """Route of a call on x with these operands, and x in a layout that backends read.
+
+    x is copied if it is neither contiguous nor channels_last. Autograd records the copy.
+    """
+    if context.transform_in_progress(x, weight, bias, *others) is not None:
+        return FORMULA, x
+    x = dense(x)
     backend = dispatch.choose(x, weight, bias).backend
     if torch.compiler.is_compiling():
         # The compiler fuses a formula better than it could fuse an operator without a kernel.
-        return FORMULA if backend is reference else GRAPH_OPERATOR
-    return Route("kernel", backend)
+        return FORMULA if backend is reference else GRAPH_OPERATOR, x
+    return Route("kernel", backend), x
 
 
 def needs_gradient(*operands: Tensor | None) -> bool:

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import dispatch, grid
+from . import context, grid
+from .backends.operands import dense, laid_out_as
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,13 +72,12 @@ class NormalizeBackward(torch.autograd.Function):
         v_bias: Tensor,  # (C,)
     ) -> tuple[Tensor | None, ...]:
         gradient, x, weight, mean, var, sums, weighted_sums = ctx.saved_tensors
-        if torch.is_grad_enabled() or not dispatch.kernels_see(v, v_weight, v_bias):
+        if torch.is_grad_enabled() or not context.kernels_see(v, v_weight, v_bias):
             operands = (gradient, x, weight)
             found = ctx.replay(operands, ctx.needs_input_grad, (v, v_weight, v_bias))
             return (*found, *(None,) * 5)
-        backend, count = ctx.backend, x.shape[2:].numel()
-        if gradient.stride() != x.stride():  # it takes the place of x below
-            gradient = torch.empty_like(x).copy_(gradient)
+        backend, count, x = ctx.backend, x.shape[2:].numel(), dense(x)
+        gradient = laid_out_as("the gradient", gradient, x)  # it takes the place of x below
         r = grid.scale(None, var, ctx.eps)  # this and all of the following: (N, C)
         wr = r if weight is None else r * weight.to(r.dtype)
         v_sums, v_weighted = backend.gradient_sums(v, x, mean)

@@ -33,6 +33,7 @@ def instance_norm(
     options: Options,
 ) -> Tensor:
     """:func:`momentnorm.functional.instance_norm` in torch's operators."""
+    parse_activation(options.activation)  # raises before anything is recorded
     given = running_mean, running_var, weight, bias
     if options.mask is None and options.lengths is None:
         y = torch_instance_norm(input, *given, use_input_stats, momentum, eps)
@@ -65,6 +66,7 @@ def batch_norm(
     options: Options,
 ) -> Tensor:
     """:func:`momentnorm.functional.batch_norm` in torch's operators."""
+    parse_activation(options.activation)  # raises before anything is recorded
     given = running_mean, running_var, weight, bias
     if options.mask is None and options.lengths is None:
         y = torch_batch_norm(input, *given, training, momentum, eps)
@@ -93,6 +95,7 @@ def group_norm(
     options: Options,
 ) -> Tensor:
     """:func:`momentnorm.functional.group_norm` in torch's operators."""
+    parse_activation(options.activation)  # raises before anything is recorded
     if options.mask is None and options.lengths is None:
         return _finished(torch_group_norm(input, num_groups, weight, bias, eps), input, options)
     padding, x = _padding(input, options)

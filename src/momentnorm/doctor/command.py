@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..core import dispatch
 from ..core.backends import cpu, triton
+from ..core.backends.operands import layout
 from ..support.arguments import Parser
 from ..support.errors import UserError
 from ..support.terminal import answer
@@ -69,7 +70,9 @@ def call(shape: str, dtype: str, memory_format: str, device: str = "cpu") -> str
     """
     x = _input(shape, dtype, memory_format, device)
     choice = dispatch.choose(x)
-    return f"{shape + ' ' + dtype + ' ' + memory_format:<38} -> {choice.backend.name}: {choice.why}"
+    copied = "" if layout(x) is not None else ", after a copy into a layout that kernels read"
+    asked = f"{shape} {dtype} {memory_format}"
+    return f"{asked:<38} -> {choice.backend.name}: {choice.why}{copied}"
 
 
 def _input(shape: str, dtype: str, memory_format: str, device: str) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..core.dispatch import use_backend
 from ..core.grid import statistics_dtype
+from ..support.printable import one_line, printable
 from . import adaptive as _adaptive  # noqa: F401 - registers its explanations
 from . import checks
 from .errors import ExplainError
@@ -88,7 +89,8 @@ def explain(
         )
     if residual is not None:
         residual = torch.as_tensor(residual).detach()
-    trace = _Explained.of(layer, x, residual, operands).forward(repr(layer))
+    title = printable(" ".join(repr(layer).split()))  # one line without control characters
+    trace = _Explained.of(layer, x, residual, operands).forward(title)
     return trace if gradient is None else trace.backward(gradient)
 
 
@@ -142,7 +144,7 @@ def _as_input(x: Any) -> Tensor:
     try:
         found = torch.as_tensor(x).detach()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ExplainError(f"the input is no tensor of numbers: {error}") from None
+        raise ExplainError(f"the input is no tensor of numbers: {one_line(error)}") from None
     if not isinstance(x, Tensor) and not found.is_floating_point() and not found.is_complex():
         found = found.to(torch.float32)
     if found.dim() < 2:

@@ -15,7 +15,8 @@ import torch
 from ..support.arguments import Parser
 from ..support.files import check_path
 from ..support.packages import has
-from ..support.terminal import answer
+from ..support.printable import one_line
+from ..support.terminal import answer, print_path
 from . import example, files
 from .call import explain
 from .errors import ExplainError
@@ -143,7 +144,7 @@ def _explain(arguments: argparse.Namespace) -> int:
     if arguments.steps:
         trace = trace.only(*(name.strip() for name in arguments.steps.split(",")))
     for path in arguments.out:
-        print(save(trace, path, arguments.precision))
+        print_path(save(trace, path, arguments.precision))
     if not arguments.out:
         _print(trace, arguments.precision)
     return 0
@@ -157,7 +158,7 @@ def _trace(layer: str, x: Any, gradient: Any, options: dict[str, Any]) -> Trace:
         raise
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
         # The layer refuses the input. NotImplementedError is a RuntimeError.
-        raise ExplainError(f"{layer}: {error}") from error
+        raise ExplainError(f"{layer}: {one_line(error)}") from error
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:

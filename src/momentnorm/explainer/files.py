@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import json
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import torch
 from torch import Tensor
 
+from ..support.files import open_regular
 from ..support.packages import require
+from ..support.printable import one_line
 from .errors import ExplainError
 
 if TYPE_CHECKING:
@@ -41,15 +43,10 @@ def read(path: Path) -> Tensor:
     if suffix not in KNOWN:
         raise ExplainError(f"{path}: an input is one of {', '.join(KNOWN)}, not {suffix!r}")
     with _explained(path):
-        if suffix == ".npy":
-            return _array(path)
-        if suffix == ".json":
-            return torch.tensor(json.loads(path.read_text(_ENCODING)), dtype=torch.float32)
-        if suffix == ".csv":
-            with path.open(newline="", encoding=_ENCODING) as file:
-                rows = [[float(cell) for cell in row] for row in csv.reader(file) if row]
-            return torch.tensor(rows, dtype=torch.float32)[None, None]
-        return _image(path)
+        if suffix in _IMAGES:
+            return _image(path)
+        with open_regular(path) as file:
+            return _READERS[suffix](file)
 
 
 @contextlib.contextmanager
@@ -67,46 +64,55 @@ def _explained(path: Path) -> Iterator[None]:
         raise ExplainError(f"{path}: too large for this machine's memory") from error
     except Exception as error:
         # The decoders raise OSError, SyntaxError, EOFError, RecursionError and more on bad bytes.
-        text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        text = getattr(error, "strerror", None) or one_line(error)
         raise ExplainError(
-            f"{path}: not read as a {path.suffix.lower()} file of numbers: "
-            f"{' '.join(text.split())[:200]}"
+            f"{path}: not read as a {path.suffix.lower()} file of numbers: {text[:200]}"
         ) from error
 
 
-def _array(path: Path) -> Tensor:
+def _array(file: BinaryIO) -> Tensor:
     require("numpy", "a .npy file")
     import numpy as np
 
-    values = torch.from_numpy(np.load(path, allow_pickle=False))
+    values = torch.from_numpy(np.load(file, allow_pickle=False))
     return values if values.is_floating_point() or values.is_complex() else values.float()
+
+
+def _lists(file: BinaryIO) -> Tensor:
+    return torch.tensor(json.loads(file.read().decode(_ENCODING)), dtype=torch.float32)
+
+
+def _table(file: BinaryIO) -> Tensor:
+    lines = io.StringIO(file.read().decode(_ENCODING), newline="")
+    rows = [[float(cell) for cell in row] for row in csv.reader(lines) if row]
+    return torch.tensor(rows, dtype=torch.float32)[None, None]
+
+
+_READERS = {".npy": _array, ".json": _lists, ".csv": _table}
 
 
 def _image(path: Path) -> Tensor:
     require("PIL", "an image")
     require("numpy", "an image")
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
+
+    from ..support.images import ImageError, opened_image
 
     try:
-        with warnings.catch_warnings():
-            # Pillow's own limit stays: twice this warning's size is an error.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                image = ImageOps.exif_transpose(opened)
-    except Image.DecompressionBombError as error:
-        raise ExplainError(
-            f"{path}: too large to be explained, or a decompression bomb; scale it down first"
-        ) from error
-    if image.mode in ("I", "F"):
-        raise ExplainError(
-            f"{path}: an image of mode {image.mode} has no agreed range of values; save the "
-            "numbers as .npy"
-        )
-    if image.mode.startswith("I;16"):
-        pixels = np.asarray(image).astype(np.float32) / 65535
-    else:
-        image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
-        pixels = np.asarray(image, dtype=np.float32) / 255
+        with opened_image(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode in ("I", "F"):
+                raise ImageError(
+                    f"an image of mode {image.mode} has no agreed range of values; save the "
+                    "numbers as .npy"
+                )
+            if image.mode.startswith("I;16"):
+                pixels = np.asarray(image).astype(np.float32) / 65535
+            else:
+                image = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+                pixels = np.asarray(image, dtype=np.float32) / 255
+    except ImageError as error:
+        raise ExplainError(error) from error
     values = torch.from_numpy(np.atleast_3d(pixels))  # (H, W, C)
     return values.permute(2, 0, 1).unsqueeze(0).contiguous()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import by_name
+from ..support.printable import one_line
 from .errors import ExplainError
 
 #: torch's layers with a weight for each element, which normalize over all axes but the first.
@@ -55,7 +56,7 @@ def build(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
     try:
         layer = _make(name, x, options)
     except (TypeError, ValueError) as error:
-        raise ExplainError(str(error)) from None
+        raise ExplainError(one_line(error)) from None
     if x.is_floating_point():
         layer = layer.to(x.dtype)
     _fill(name, layer, values)

@@ -48,7 +48,7 @@ def rich_lines(trace: Trace, precision: int, width: int) -> Iterator[Text]:
 def lines(trace: Trace, precision: int, width: int) -> Iterator[Line]:
     """Lines of a trace, from top to bottom."""
     width = max(width, 40)
-    yield from _wrapped(" ".join(trace.layer.split()), "title", width)
+    yield from _wrapped(trace.layer, "title", width)
     yield from _wrapped(trace.summary, "", width)
     for note in trace.notes:
         yield from _wrapped(f"note: {note}", "note", width)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ..support.arguments import Parser
 from ..support.errors import UserError
 from ..support.files import check_path, write_file
-from ..support.terminal import answer
+from ..support.terminal import answer, print_path
 from .document import page
 from .server import serve
 
@@ -43,7 +43,7 @@ def _explore(argv: Sequence[str]) -> int:
         return _serve_until_stopped(given.port)
     check_path(given.out, (".html",))
     write_file(given.out, page())
-    print(given.out)
+    print_path(given.out)
     return 0
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..support.arguments import Parser
 from ..support.errors import UserError
 from ..support.files import check_path, write_file
-from ..support.terminal import answer
+from ..support.terminal import answer, print_path
 from .figure import KINDS, USUAL, draw
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _figure(argv: Sequence[str]) -> int:
         write_file(given.out, _as_file(drawing, given.out.suffix.lower()))
     except ValueError as error:
         raise UserError(str(error)) from error
-    print(given.out)
+    print_path(given.out)
     return 0
 
 

@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..core import checks, engine, standard_operators
+from ..core.context import intercept_torch, takes_torch_functions
 from ..core.grid import move_towards
-from ..core.options import Options, Prepared, leaves_the_process, prepare
+from ..core.options import Options, Prepared, prepare
 from ..core.pool import BATCH, INSTANCE, Pool
 from ..core.tail import Activation
 
@@ -91,7 +92,8 @@ def instance_norm(
     statistics = running_mean, running_var
     parameters = weight, bias
     operands = (input, *statistics, *parameters, residual, mask, lengths, out)
-    if has_torch_function_variadic(*operands):
+    overridden = has_torch_function_variadic(*operands)
+    if overridden and not intercept_torch(*operands):
         settings = use_input_stats, momentum, eps
         return handle_torch_function(
             instance_norm,
@@ -99,7 +101,7 @@ def instance_norm(
             *(input, *statistics, *parameters, *settings),
             **options._asdict(),
         )
-    if leaves_the_process():
+    if overridden or takes_torch_functions(input):
         return standard_operators.instance_norm(
             input, *statistics, *parameters, use_input_stats, momentum, eps, options
         )
@@ -195,14 +197,15 @@ def batch_norm(
     statistics = running_mean, running_var
     parameters = weight, bias
     operands = (input, *statistics, *parameters, residual, mask, lengths, out)
-    if has_torch_function_variadic(*operands):
+    overridden = has_torch_function_variadic(*operands)
+    if overridden and not intercept_torch(*operands):
         return handle_torch_function(
             batch_norm,
             operands,
             *(input, *statistics, *parameters, training, momentum, eps),
             **options._asdict(),
         )
-    if leaves_the_process():
+    if overridden or takes_torch_functions(input):
         return standard_operators.batch_norm(
             input, *statistics, *parameters, training, momentum, eps, options
         )
@@ -326,11 +329,12 @@ def group_norm(
     """
     options = Options(activation, residual, mask, lengths, inplace, out)
     operands = (input, weight, bias, residual, mask, lengths, out)
-    if has_torch_function_variadic(*operands):
+    overridden = has_torch_function_variadic(*operands)
+    if overridden and not intercept_torch(*operands):
         return handle_torch_function(
             group_norm, operands, input, num_groups, weight, bias, eps, **options._asdict()
         )
-    if leaves_the_process():
+    if overridden or takes_torch_functions(input):
         return standard_operators.group_norm(input, num_groups, weight, bias, eps, options)
     eps = checks.number("eps", eps)
     checks.check_groups(input, num_groups)

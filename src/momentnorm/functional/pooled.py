@@ -11,8 +11,9 @@ from torch.overrides import (
 
 from ..core import checks, engine
 from ..core.backends import reference
+from ..core.context import leaves_the_process
 from ..core.grid import statistics_dtype
-from ..core.options import leaves_the_process, tail_of
+from ..core.options import tail_of
 from ..core.pool import Policy, Pool
 from ..core.tail import Activation
 

@@ -11,6 +11,10 @@ from .drop_in import DropIn, LazyDropIn, constructor_of
 
 
 class _InstanceNorm(DropIn, TorchInstanceNorm):
+    #: Whether the output keeps the memory layout of the input; False for contiguous outputs as
+    #: torch's. The other norms of torch keep the layout too.
+    keep_layout: bool = True
+
     #: torch's forward. It checks the input, then calls one of the two methods below.
     _batched = TorchInstanceNorm.forward
 
@@ -53,6 +57,8 @@ class _InstanceNorm(DropIn, TorchInstanceNorm):
             inplace=self.inplace,
             out=target,
         )
+        if not self.keep_layout and out is None and not self.inplace:
+            y = y.contiguous()
         if not unbatched:
             return y
         if self.inplace:

@@ -63,12 +63,20 @@ def _run(modules: list[nn.Module], input: Any) -> Any:
 def takes(norm: nn.Module, follower: nn.Module) -> bool:
     """Whether ``norm`` can do the activation ``follower`` too, without a visible difference."""
     return (
-        type(follower) in _ACTIVATIONS
+        is_activation(follower)
         and isinstance(norm, DropIn)
         and type(norm).forward is DropIn.forward
         and not (norm.activation or norm.inplace)
+        and not _is_watched(norm)
+    )
+
+
+def is_activation(follower: nn.Module) -> bool:
+    """Whether a norm can do this activation without a visible difference."""
+    return (
+        type(follower) in _ACTIVATIONS
         and getattr(follower, "approximate", "none") == "none"  # of GELU
-        and not (_is_watched(norm) or _is_watched(follower) or _module._has_any_global_hook())  # type: ignore[no-untyped-call]
+        and not (_is_watched(follower) or _module._has_any_global_hook())  # type: ignore[no-untyped-call]
     )
 
 

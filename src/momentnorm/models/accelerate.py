@@ -1,15 +1,11 @@
-"""``accelerate``: the layers of a finished model become ours, and back.
-
-The one mechanism is the class of a module, ``module.__class__``. Our classes are subclasses of
-torch's without state of their own, so a module that changes from one to the other stays the same
-object: its parameters, buffers, hooks, names and flags, and whoever holds it.
-"""
+"""``accelerate``: the layers of a finished model become ours, and back."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,33 +14,28 @@ from torch.nn.utils import parametrize
 
 from ..core import dispatch
 from ..core.backends import reference
-from ..layers import batch_norm, group_norm, instance_norm, sequential
+from ..layers import sequential
 from ..layers.base import Layer
-from . import verify
+from ..support.printable import printable
+from . import layouts, norm_act, verification
+from .classes import (
+    MARK,
+    Change,
+    become_ours,
+    become_theirs,
+    class_before,
+    class_name,
+    conflict,
+    replaced,
+    script_of,
+)
 
 if TYPE_CHECKING:
-    from .verify import Replay, Verification
+    from collections.abc import Callable
+
+    from .verification import Replay, Verification
 
 __all__ = ["Report", "Row", "VerificationError", "accelerate", "restore"]
-
-#: torch's classes, and ours in their place.
-_OURS: dict[type[nn.Module], type[nn.Module]] = {
-    nn.InstanceNorm1d: instance_norm.InstanceNorm1d,
-    nn.InstanceNorm2d: instance_norm.InstanceNorm2d,
-    nn.InstanceNorm3d: instance_norm.InstanceNorm3d,
-    nn.LazyInstanceNorm1d: instance_norm.LazyInstanceNorm1d,
-    nn.LazyInstanceNorm2d: instance_norm.LazyInstanceNorm2d,
-    nn.LazyInstanceNorm3d: instance_norm.LazyInstanceNorm3d,
-    nn.BatchNorm1d: batch_norm.BatchNorm1d,
-    nn.BatchNorm2d: batch_norm.BatchNorm2d,
-    nn.BatchNorm3d: batch_norm.BatchNorm3d,
-    nn.LazyBatchNorm1d: batch_norm.LazyBatchNorm1d,
-    nn.LazyBatchNorm2d: batch_norm.LazyBatchNorm2d,
-    nn.LazyBatchNorm3d: batch_norm.LazyBatchNorm3d,
-    nn.GroupNorm: group_norm.GroupNorm,
-    nn.Sequential: sequential.Sequential,
-}
-_THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 
 #: What a report has a row for.
 _NORMS = (
@@ -54,9 +45,6 @@ _NORMS = (
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
-
-#: In the ``__dict__`` of what was torch's, so that copies and pickles can be restored too.
-_MARK = "_accelerated"
 
 
 @dataclass(frozen=True)
@@ -87,6 +75,8 @@ class Report:
     rows: tuple[Row, ...]
     #: How the whole model compared with what it was, where that was asked for.
     verification: Verification | None = None
+    #: What else in this process will not work with the swapped layers, each with the fix.
+    warnings: tuple[str, ...] = ()
 
     @property
     def swapped(self) -> tuple[Row, ...]:
@@ -101,14 +91,13 @@ class Report:
     def __str__(self) -> str:
         if not self.rows:
             return "no normalization layers: nothing to do"
-        columns = verify.COLUMNS if any(row.replay for row in self.rows) else ()
+        columns = verification.COLUMNS if any(row.replay for row in self.rows) else ()
         table = [("layer", "from", "to", "fused", *columns, "why not")]
         for row in self.rows:
             after = row.after if row.swapped else "kept"
             figures = row.replay.figures() if row.replay else ("",) * len(columns)
-            table.append(
-                (row.name or "(model)", row.before, after, row.fused, *figures, row.why_not)
-            )
+            name = printable(row.name) or "(model)"
+            table.append((name, row.before, after, row.fused, *figures, row.why_not))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -130,6 +119,7 @@ class Report:
                 f"{len(decided)} layers differ by more than rounding: from float64 torch's are off "
                 f"by up to {theirs:.0e}, ours by up to {ours:.0e}"
             )
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
 
@@ -141,7 +131,9 @@ class VerificationError(RuntimeError):
         self.report = report
 
 
-def accelerate(model: nn.Module, *, fuse: bool = True, verify: Any = None) -> Report:
+def accelerate(
+    model: nn.Module, *, fuse: bool = True, keep_layout: bool = True, verify: Any = None
+) -> Report:
     """Swap torch's normalization layers in a model for ours, in place.
 
     InstanceNorm, BatchNorm, GroupNorm and their lazy forms change their class, and nothing else:
@@ -149,7 +141,9 @@ def accelerate(model: nn.Module, *, fuse: bool = True, verify: Any = None) -> Re
     do ties, hooks, names, ``state_dict``, flags and attributes. A subclass of torch's that left the
     forward alone becomes a subclass of itself and ours. Everything else is kept, and the report
     says why: a layer that replaced the forward, SyncBatchNorm, LayerNorm and RMSNorm (torch's own
-    are what we have), a device or dtype for which there are no kernels.
+    are what we have), a device or dtype for which there are no kernels. timm's norms with an
+    activation, and its and torchvision's frozen ones, are swapped too. On the meta device layers
+    are swapped, since they will be materialized elsewhere.
 
     With ``fuse``, every ``nn.Sequential`` in which a norm comes right before an activation becomes
     a :class:`momentnorm.Sequential`, which computes both in one pass. Both modules stay, and do
@@ -160,7 +154,10 @@ def accelerate(model: nn.Module, *, fuse: bool = True, verify: Any = None) -> Re
 
     Args:
         model: any module.
-        fuse: whether to compute activations in the same pass.
+        fuse: whether sequences compute activations in the same pass. timm's norms always do.
+        keep_layout: False lets InstanceNorm return contiguous memory, as torch's does, whatever the
+            layout of its input: for models that call ``view`` on what comes out. torch's BatchNorm
+            and GroupNorm keep the layout, and so do ours.
         verify: inputs to try the model with: a tensor, a tuple of arguments, or a dict of keyword
             arguments. The model runs before and after, in its present mode, and each layer by
             itself, both ways, on the inputs that it gets. Outputs, and in training mode gradients,
@@ -172,8 +169,10 @@ def accelerate(model: nn.Module, *, fuse: bool = True, verify: Any = None) -> Re
         A :class:`Report`, with a row for each layer.
 
     Raises:
-        VerificationError: the results disagree; nothing has changed.
-        ValueError: ``verify`` with lazy layers, which have no parameters yet.
+        VerificationError: the results disagree, or the model raises because a layer keeps the
+            layout; nothing has changed.
+        ValueError: ``verify`` with lazy layers, which have no parameters yet, or with parameters on
+            the meta device.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU())
     >>> print(accelerate(model))
@@ -181,22 +180,32 @@ def accelerate(model: nn.Module, *, fuse: bool = True, verify: Any = None) -> Re
     1      torch.nn.InstanceNorm2d  momentnorm.InstanceNorm2d  ReLU
     1 of 1 layers swapped, 1 with the activation behind them
     """
-    lazy = any(is_lazy(tensor) for tensor in (*model.parameters(), *model.buffers()))
-    if verify is not None and lazy:
+    if verify is not None:
+        _check_that_it_runs(model)
+    changes: list[Change] = []
+    try:
+        found = _swap(model, fuse, keep_layout, changes)
+        if verify is None:
+            return Report(tuple(layer.row() for layer in found), warnings=_warnings(model, changes))
+        return _verified(verification.Trial(model, verify), found, changes)
+    except BaseException:
+        for change in changes:
+            become_theirs(change.module, change.before)
+        raise
+
+
+def _check_that_it_runs(model: nn.Module) -> None:
+    tensors = (*model.parameters(), *model.buffers())
+    if any(map(is_lazy, tensors)):
         raise ValueError(
             "verify= cannot run a model with lazy layers twice from the same start: call the model "
             "once before, or leave verify= out"
         )
-    changes: list[_Change] = []
-    try:
-        found = _swap(model, fuse, changes)
-        if verify is None:
-            return Report(tuple(layer.row() for layer in found))
-        return _verified(verify.Trial(model, verify), found, changes)
-    except BaseException:
-        for change in changes:
-            _become_theirs(change.module, change.before)
-        raise
+    if any(tensor.is_meta for tensor in tensors):
+        raise ValueError(
+            "verify= cannot compare anything on the meta device, which has no values: materialize "
+            "the model first (to_empty and load_state_dict), or leave verify= out"
+        )
 
 
 def restore(model: nn.Module) -> Report:
@@ -217,16 +226,16 @@ def restore(model: nn.Module) -> Report:
     """
     rows = []
     for name, module in model.named_modules():
-        if _MARK not in module.__dict__:
+        if MARK not in module.__dict__:
             continue
         before, why_not = type(module), ""
-        theirs = _THEIRS.get(before) or before.__dict__.get("_before")
+        theirs = class_before(module)
         if theirs is not None:
-            _become_theirs(module, theirs)
+            become_theirs(module, theirs)
         else:
             why_not = "its class has changed since, as by a parametrization: undo that first"
-        if isinstance(module, _NORMS):
-            rows.append(Row(name, _name(before), _name(type(module)), why_not=why_not))
+        if _is_norm(module):
+            rows.append(Row(name, class_name(before), class_name(type(module)), why_not=why_not))
     return Report(tuple(rows))
 
 
@@ -241,27 +250,25 @@ class _Layer:
     followers: list[nn.Module]
 
     def row(self, replay: Replay | None = None) -> Row:
-        before, after = _name(self.before, self.module), _name(type(self.module), self.module)
+        before, after = (class_name(cls, self.module) for cls in (self.before, type(self.module)))
         fused = ", ".join(dict.fromkeys(type(follower).__name__ for follower in self.followers))
+        fused = fused or norm_act.fused(self.module)
         return Row(self.name, before, after, fused, self.why_not, replay)
 
 
-class _Change(NamedTuple):
-    """A module whose class changes."""
-
-    module: nn.Module
-    before: type[nn.Module]
-    after: type[nn.Module]
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a report has a row for this module."""
+    return isinstance(module, _NORMS) or script_of(module) is not None or norm_act.is_known(module)
 
 
-def _swap(model: nn.Module, fuse: bool, changes: list[_Change]) -> list[_Layer]:
+def _swap(model: nn.Module, fuse: bool, keep_layout: bool, changes: list[Change]) -> list[_Layer]:
     """Swap what can be swapped, and append it to ``changes``."""
     found: dict[nn.Module, _Layer] = {}
     usual = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     for name, module in model.named_modules():
-        if isinstance(module, _NORMS) or _script_of(module) is not None:
+        if _is_norm(module):
             before = type(module)
-            why_not = _why_not(module, usual) or _become_ours(module, changes)
+            why_not = _why_not(module, usual) or become_ours(module, changes, keep_layout)
             found[module] = _Layer(name, module, before, why_not, [])
     for module in list(model.modules()) if fuse else ():
         if isinstance(module, nn.Sequential):
@@ -272,14 +279,14 @@ def _swap(model: nn.Module, fuse: bool, changes: list[_Change]) -> list[_Layer]:
     return list(found.values())
 
 
-def _is_fusing(module: nn.Sequential, changes: list[_Change]) -> bool:
+def _is_fusing(module: nn.Sequential, changes: list[Change]) -> bool:
     """Whether this sequence fuses, perhaps from now on."""
     if isinstance(module, sequential.Sequential):
         return type(module).forward is sequential.Sequential.forward
-    return not (_conflict(module) or _become_ours(module, changes))
+    return not (conflict(module) or become_ours(module, changes))
 
 
-def _verified(trial: verify.Trial, found: list[_Layer], changes: list[_Change]) -> Report:
+def _verified(trial: verification.Trial, found: list[_Layer], changes: list[Change]) -> Report:
     """The report with figures, or an error."""
 
     def switch(ours: bool) -> None:
@@ -291,9 +298,17 @@ def _verified(trial: verify.Trial, found: list[_Layer], changes: list[_Change]) 
         for layer in found
         if not layer.why_not
     }
-    verification, replays = trial.compare(switch), trial.replay(swapped)
+    try:
+        result, replays = trial.compare(switch), trial.replay(swapped)
+    except Exception:
+        switch(True)
+        if (cause := layouts.cause(trial.model, trial.call)) is None:
+            raise
+        report = Report(tuple(layer.row() for layer in found))
+        message = f"{cause}: {layouts.FIX}; the model is what it was"
+        raise VerificationError(message, report) from cause.error
     rows = tuple(layer.row(replays.get(layer.module)) for layer in found)
-    report = Report(rows, verification)
+    report = Report(rows, result, _warnings(trial.model, changes))
     wrong = [row for row in rows if row.replay is not None and not row.replay.right]
     if wrong:
         raise VerificationError(
@@ -301,139 +316,76 @@ def _verified(trial: verify.Trial, found: list[_Layer], changes: list[_Change]) 
         )
     # Where torch's own layer is wrong, so is what the model did before.
     excused = any(replay.our_error is not None for replay in replays.values())
-    if not (verification.right or excused):
+    if not (result.right or excused):
+        why = _why_different(trial, switch)
         raise VerificationError(
             "every layer by itself does what it did, but the model does not: "
-            f"{verification.differences()}; the model is what it was",
+            f"{result.differences()}{why}; the model is what it was",
             report,
         )
     return report
 
 
+def _why_different(trial: verification.Trial, switch: Callable[[bool], None]) -> str:
+    """A sentence for models that compute something else because a layer keeps the layout, or ""."""
+    with layouts.contiguous_outputs(trial.model) as keepers:
+        right = bool(keepers) and trial.compare(switch).right
+    if not right:
+        return ""
+    return (
+        ". With contiguous outputs of InstanceNorm it does not differ: something behind a layer "
+        "reads memory in its order, such as as_strided or a view of the storage: call "
+        ".contiguous() there, or momentnorm.accelerate(..., keep_layout=False)"
+    )
+
+
+#: Tools that look for torch's exact classes, by the module whose import shows that they are used.
+_TYPE_MATCHERS = {
+    "torch.ao.quantization.quantize_fx": "torch.ao.quantization's prepare_fx",
+    "torch.fx.experimental.optimization": "torch.fx.experimental.optimization's fuse",
+}
+
+
+def _warnings(model: nn.Module, changes: list[Change]) -> tuple[str, ...]:
+    """Sentences about tools in this process that would pass over the swapped layers."""
+    tools = [tool for module, tool in _TYPE_MATCHERS.items() if module in sys.modules]
+    if "torch._inductor" in sys.modules:  # it imports this for itself
+        tools = [tool for tool in tools if "fx.experimental" not in tool]
+    if any(getattr(module, "qconfig", None) is not None for module in model.modules()):
+        tools.append("torch.ao.quantization's fuse_modules")  # torch itself always imports it
+    return tuple(
+        f"{tool} finds layers by their exact class and passes over swapped ones: call "
+        "momentnorm.restore(model) before it"
+        for tool in tools
+        if changes
+    )
+
+
 def _why_not(module: nn.Module, usual: Tensor) -> str:
     """Why this norm cannot be swapped, or ""."""
-    if _script_of(module) is not None:
+    if script_of(module) is not None:
         return "scripted already: accelerate the model before torch.jit.script"
-    if isinstance(module, Layer):
+    if isinstance(module, Layer) or MARK in module.__dict__:
         return "momentnorm's already"
     if isinstance(module, nn.SyncBatchNorm):
         return "its statistics are those of all processes together"
-    if _torchs(type(module)) is None:
+    if replaced(type(module)) is None:
         return "momentnorm has torch's own"
     if parametrize.is_parametrized(module):
         return "it is parametrized: torch puts a class of its own in between"
-    return _conflict(module) or _no_kernel(module, usual)
+    return conflict(module) or _no_kernel(module, usual)
 
 
 def _no_kernel(module: nn.Module, usual: Tensor) -> str:
     """Why no kernel would take this layer's calls, or ""."""
     tensors = (*module._parameters.values(), *module._buffers.values())
     like = next((t for t in tensors if t is not None and t.is_floating_point()), usual)
-    return no_kernel(torch.empty(2, 8, 32, 32, dtype=like.dtype, device=like.device))
+    device = "cpu" if like.is_meta else like.device  # where it will be is not known yet
+    return no_kernel(torch.empty(2, 8, 32, 32, dtype=like.dtype, device=device))
 
 
 def no_kernel(x: Tensor) -> str:
     """Why no kernel takes x, or "". The reference would, but is slower than torch's own layers."""
     choice = dispatch.choose(x)
-    wanted = dispatch._forced is reference
+    wanted = dispatch.forced() is reference
     return f"no kernel: {choice.why}" if choice.backend is reference and not wanted else ""
-
-
-def _torchs(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The class of torch's, with a counterpart of ours, that this one is or inherits from."""
-    return next((base for base in cls.__mro__ if base in _OURS), None)
-
-
-def _conflict(module: nn.Module) -> str:
-    """What a module has that its new class would change, or ""."""
-    theirs = _torchs(type(module))
-    assert theirs is not None
-    ours = _names(_OURS[theirs], theirs) | {"__reduce__", "__reduce_ex__"}
-    own = _names(type(module), theirs)
-    if "forward" in own:
-        return "it has a forward of its own"
-    if "forward" in module.__dict__:
-        return "its forward was replaced"
-    own |= {*module.__dict__, *module._parameters, *module._buffers, *module._modules}
-    taken = sorted(own & ours - {"extra_repr"})
-    return f"{taken[0]!r} is a name of its own, which ours has too" if taken else ""
-
-
-def _names(cls: type, base: type) -> set[str]:
-    """What a class has that a base of it does not have from its own bases."""
-    return {
-        name
-        for part in cls.__mro__
-        if part not in base.__mro__
-        for name in vars(part)
-        if not (name.startswith("__") and name not in ("__reduce__", "__reduce_ex__"))
-    }
-
-
-def _become_ours(module: nn.Module, changes: list[_Change]) -> str:
-    """Change the class of a module, or say why not."""
-    before = type(module)
-    theirs = _torchs(before)
-    assert theirs is not None
-    try:
-        module.__class__ = _OURS[theirs] if before is theirs else _both(before)
-    except TypeError as error:  # a metaclass, or slots
-        return f"Python refuses: {error}"
-    module.__dict__[_MARK] = True
-    changes.append(_Change(module, before, type(module)))
-    return ""
-
-
-def _become_theirs(module: nn.Module, theirs: type[nn.Module]) -> None:
-    module.__class__ = theirs
-    del module.__dict__[_MARK]
-
-
-#: What :func:`_both` has made.
-_BOTH: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def _both(theirs: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a subclass of torch's, and of ours, whose forward comes first."""
-    if theirs in _BOTH:
-        return _BOTH[theirs]
-    torchs = _torchs(theirs)
-    assert torchs is not None
-    namespace = {
-        "__module__": theirs.__module__,
-        "__qualname__": theirs.__qualname__,
-        "__doc__": theirs.__doc__,
-        "__reduce_ex__": _reduce,
-        "_before": theirs,
-    }
-    _BOTH[theirs] = type(theirs.__name__, (theirs, _OURS[torchs]), namespace)
-    return _BOTH[theirs]
-
-
-def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
-    """How such a module is pickled: by the class that it was, since no module has its own."""
-    return (_made, (self._before,), *tuple(object.__reduce_ex__(self, 2))[2:])
-
-
-def _made(theirs: type[nn.Module]) -> nn.Module:
-    cls = _both(theirs)
-    return cls.__new__(cls)
-
-
-def _script_of(module: nn.Module) -> str | None:
-    """The name of the norm that a scripted module was."""
-    name = (
-        getattr(module, "original_name", "") if isinstance(module, torch.jit.ScriptModule) else ""
-    )
-    return name if name in {theirs.__name__ for theirs in _OURS} - {"Sequential"} else None
-
-
-def _name(cls: type[nn.Module], module: nn.Module | None = None) -> str:
-    """How a class is called in a report."""
-    if module is not None and (scripted := _script_of(module)):
-        return f"scripted {scripted}"
-    if before := cls.__dict__.get("_before"):
-        return f"{_name(before)} on {_name(_OURS[_torchs(before)])}"  # type: ignore[index]
-    package = {"torch": "torch.nn", "momentnorm": "momentnorm"}
-    name = cls.__module__.partition(".")[0]
-    return f"{package.get(name, cls.__module__)}.{cls.__qualname__}"

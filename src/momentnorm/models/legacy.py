@@ -7,12 +7,15 @@ import pickle
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..support.files import open_regular
+from ..support.printable import printable
 from .unwrap import unwrapped
 
 if TYPE_CHECKING:
@@ -50,7 +53,7 @@ class LegacyReport:
 
     def __str__(self) -> str:
         lines = [
-            f"{text}: {', '.join(names)}"
+            f"{text}: {printable(', '.join(names))}"
             for names, text in (
                 (self.dropped, "dropped, since InstanceNorm normalizes with the input's own"),
                 (self.added, "added, as 0"),
@@ -166,7 +169,8 @@ def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str
     state: Any = checkpoint
     if isinstance(checkpoint, (str, os.PathLike)):
         try:
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            with open_regular(Path(checkpoint)) as file:
+                state = torch.load(file, map_location="cpu", weights_only=True)
         except OSError:
             raise
         except pickle.UnpicklingError as error:
@@ -190,7 +194,7 @@ def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str
     ):
         what = type(state).__name__
         if isinstance(state, dict):
-            what = f"a dict of {', '.join(map(str, list(state)[:6]))}"
+            what = f"a dict of {printable(', '.join(map(str, list(state)[:6])))}"
         raise ValueError(
             f"expected a state dict, names and tensors, got {what}: pass the entry that is one"
         )

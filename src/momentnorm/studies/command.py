@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..support.arguments import Parser, positive
 from ..support.machine import cores
-from ..support.terminal import answer, progress, say, stop_requested
+from ..support.terminal import answer, print_path, progress, say, stop_requested
 from .catalogue import STUDIES
 from .errors import PROGRAM, StudyError
 from .layers import KINDS
@@ -26,7 +26,7 @@ STOPPED = "stopped; the same command goes on from the last finished cell"
 
 def main(argv: Sequence[str]) -> int:
     """Run ``momentnorm study``. The exit code is 0, 2 for wrong input, or 130 if it was stopped."""
-    return answer(PROGRAM, lambda: _study(argv), STOPPED)
+    return answer(PROGRAM, lambda: _study(argv), stopped=STOPPED)
 
 
 def _study(argv: Sequence[str]) -> int:
@@ -42,7 +42,7 @@ def _study(argv: Sequence[str]) -> int:
         parser.error("-o FOLDER is needed")
     if not arguments.page and not _run(arguments, _known(arguments.name)):
         return 130
-    print(write_page(arguments.out))
+    print_path(write_page(arguments.out))
     return 0
 
 

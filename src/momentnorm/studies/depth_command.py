@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..support.arguments import Parser
 from ..support.files import check_path, write_file
+from ..support.terminal import print_path
 from . import depth_picture
 from .depth_activations import MEASURES, NORMS, Study, study, table
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     )
     for path in arguments.out:
         write_file(path, WRITERS[path.suffix.lower()](found))
-        print(path)
+        print_path(path)
     if not arguments.out:
         print(table(found), end="")
     return 0

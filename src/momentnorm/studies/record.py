@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from ..stylize.images import whole_file
+from ..support.files import locked, open_regular
 from ..support.machine import processor
+from ..support.printable import one_line, printable
 from .errors import StudyError
 from .results import Results, Row, Value, read_value
 from .study import AnyStudy
@@ -38,6 +41,31 @@ def conditions(setting: str, settings: Any) -> dict[str, Any]:
     return restored
 
 
+@contextlib.contextmanager
+def claimed(folder: Path, study: AnyStudy) -> Iterator[None]:
+    """Keep other processes from running the study into the folder, which is made if needed.
+
+    Raises:
+        StudyError: one does already, or the folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / f".{study.name}.lock"))
+        except BlockingIOError as error:
+            raise StudyError(
+                f"{folder}: another run of {study.name} is writing into it; wait until it has "
+                "ended, or give another folder"
+            ) from error
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        yield
+
+
+def _unwritable(folder: Path, error: OSError) -> StudyError:
+    return StudyError(f"{folder}: cannot be written ({error.strerror}); choose another place")
+
+
 def _versions() -> dict[str, str]:
     found = {}
     for package in PACKAGES:
@@ -52,7 +80,7 @@ class Record:
     """The results of one study in a folder: ``NAME.csv`` and ``NAME.json``.
 
     Args:
-        folder: made if needed.
+        folder: where both files are; it exists.
         study: whose they are.
         known: from :func:`conditions`.
         plan: the keys of the cells to come, in the order that their rows shall have.
@@ -75,14 +103,11 @@ class Record:
         name = study.name
         self.csv, self.json = folder / f"{name}.csv", folder / f"{name}.json"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             if restart:
                 for file in (self.csv, self.json, *folder.glob(f"{name}-*.jpg")):
                     file.unlink(missing_ok=True)
         except OSError as error:
-            raise StudyError(
-                f"{folder}: cannot be written ({error.strerror}); choose another place"
-            ) from error
+            raise _unwritable(folder, error) from error
         self._rows: dict[tuple[Value, ...], Row] = {}
         if self.json.exists() or self.csv.exists():
             before = read_conditions(self.json)
@@ -128,12 +153,13 @@ def read_rows(path: Path, study: AnyStudy) -> list[Row]:
         StudyError: it is none, or it is damaged.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file))
+        with open_regular(path) as file:
+            text = file.read().decode()
+        lines = list(csv.reader(io.StringIO(text, newline="")))
         return _rows(lines, study)
     except (OSError, ValueError, csv.Error) as error:
         raise StudyError(
-            f"{path}: not a study's results ({str(error)[:100]}); start over with --restart"
+            f"{path}: not a study's results ({one_line(error)[:100]}); start over with --restart"
         ) from error
 
 
@@ -184,18 +210,34 @@ def read_conditions(path: Path) -> dict[str, Any]:
         StudyError: there is none, or it is damaged.
     """
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with open_regular(path) as file:
+            known = json.loads(file.read().decode())
+    except (OSError, ValueError, RecursionError) as error:
         raise StudyError(
             f"{path}: cannot be read, so it is not known how the results beside it were made; "
             "start over with --restart"
         ) from error
     needed = {"setting": str, "settings": dict, "versions": dict, "threads": int, "machine": str}
-    if not isinstance(known, dict) or not all(
-        isinstance(known.get(name), kind) for name, kind in needed.items()
+    if (
+        not isinstance(known, dict)
+        or not all(isinstance(known.get(name), kind) for name, kind in needed.items())
+        or any(printable(word) != word for word in _words(known))  # they go into the page
     ):
         raise StudyError(f"{path}: not a study's settings; start over with --restart")
     return known
+
+
+def _words(known: dict[str, Any]) -> Iterator[str]:
+    """Every string in what JSON holds, however deep."""
+    waiting: list[Any] = [known]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
 
 
 def read_results(folder: Path, study: AnyStudy) -> tuple[dict[str, Any], Results]:

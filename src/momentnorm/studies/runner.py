@@ -19,7 +19,7 @@ import torch
 
 from .errors import StudyError
 from .layers import KINDS
-from .record import THREADS, Record, conditions
+from .record import THREADS, Record, claimed, conditions
 from .results import Row
 from .study import AnyStudy
 
@@ -65,8 +65,8 @@ def run(
         Whether it is finished.
 
     Raises:
-        StudyError: layers that the study cannot be run with, results made otherwise, or a process
-            that was ended from outside.
+        StudyError: layers that the study cannot be run with, results made otherwise, another run
+            into the same folder, or a process that was ended from outside.
     """
     kinds = tuple(KINDS) if layers == BOTH else (layers,)
     for kind in kinds:
@@ -87,19 +87,22 @@ def run(
         if cell in study.cells(settings, kind)
     ]
     plan = [keys for keys, _ in work]
-    record = Record(folder, study, conditions(setting, settings), plan, restart)
-    missing = {i: compute for i, (keys, compute) in enumerate(work) if not record.finished(keys)}
-    done = 0
-    for i, keys in enumerate(plan):
-        if i not in missing:
+    with claimed(folder, study):
+        record = Record(folder, study, conditions(setting, settings), plan, restart)
+        missing = {
+            i: compute for i, (keys, compute) in enumerate(work) if not record.finished(keys)
+        }
+        done = 0
+        for i, keys in enumerate(plan):
+            if i not in missing:
+                done += 1
+                on_cell(done, len(plan), keys)
+        for i, found in _computed(missing, jobs, should_stop):
+            row = {**plan[i], **found}
+            record.add(row)
             done += 1
-            on_cell(done, len(plan), keys)
-    for i, found in _computed(missing, jobs, should_stop):
-        row = {**plan[i], **found}
-        record.add(row)
-        done += 1
-        on_cell(done, len(plan), row)
-    return done == len(plan)
+            on_cell(done, len(plan), row)
+        return done == len(plan)
 
 
 #: Computes one cell.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..support.arguments import Parser, add_device, positive
-from ..support.terminal import answer
+from ..support.terminal import answer, print_path
 from . import command_compare, command_photos, command_train, sheet
 from .artworks import ARTWORKS, draw
 from .errors import PROGRAM
@@ -28,9 +28,11 @@ further commands, each with its own --help (a photograph of that name is written
 def main(argv: Sequence[str]) -> int:
     """Run ``momentnorm stylize``. The exit code is 0, 2 for wrong input, or 130 after Ctrl-C."""
     commands = {"train": _train, "compare": _compare, "draw": _draw}
-    if argv and argv[0] in commands:
-        return answer(PROGRAM, lambda: commands[argv[0]](argv[1:]))
-    return answer(PROGRAM, lambda: _photos(argv))
+
+    def action() -> int:
+        return commands[argv[0]](argv[1:]) if argv and argv[0] in commands else _photos(argv)
+
+    return answer(PROGRAM, action, smaller="use a smaller --size or --batch")
 
 
 def _train(argv: Sequence[str]) -> int:
@@ -53,7 +55,7 @@ def _draw(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     check_output(arguments.out)
     write_photo(Photo(to_tensor(draw(arguments.name, arguments.size))), arguments.out)
-    print(arguments.out)
+    print_path(arguments.out)
     return 0
 
 

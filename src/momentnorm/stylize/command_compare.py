@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import functools
 import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..support.arguments import add_device, find_device
-from ..support.terminal import progress, say
+from ..support.terminal import print_path, progress, say
 from .apply import stylize
 from .command_train import add_settings, read_settings, read_style_picture
 from .content import Crops, content_files, read_first
@@ -122,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings = dataclasses.replace(settings, **smaller)
     device = find_device(arguments.device)
     picture, _ = read_style_picture(arguments.style)
-    note = functools.cache(say)  # each photograph that is left out is named once
+    note = functools.cache(partial(say, PROGRAM))  # each photograph that is left out is named once
     training_files, photographs = hold_out(content_files(arguments.content), TEST_SIZE, note)
     tests = [photograph.to(device) for photograph in photographs]
     # One loss network for all, so that their losses can be compared.
@@ -156,7 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
             f"{NAMES[finding.norm]:14} contrast {finding.contrast:<5} "
             f"style loss {finding.style_loss:.3f}"
         )
-    print(out)
+    print_path(out)
     return 0
 
 

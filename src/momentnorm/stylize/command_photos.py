@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from ..support.arguments import find_device
-from ..support.terminal import progress, say
+from ..support.terminal import print_path, progress, say
 from .apply import stylize
 from .errors import PROGRAM, StylizeError
 from .images import (
@@ -83,7 +84,7 @@ def _into_folder(files: list[str], folder: Path) -> list[Job]:
 
 def _refuse_to_replace(jobs: list[Job]) -> None:
     for job in jobs:
-        if job.target.exists():
+        if os.path.lexists(job.target):  # a link that leads nowhere is there too
             raise StylizeError(
                 f"{job.target}: is there already; choose another -o, or add --force to replace it"
             )
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
         for job in jobs:
             try:
                 _one(job, style, device, arguments)
-                print(job.target)
+                print_path(job.target)
             except StylizeError as error:
                 if len(jobs) == 1:
                     raise

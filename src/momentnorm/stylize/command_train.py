@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..support.arguments import add_device, find_device, positive
-from ..support.terminal import progress, say, stop_requested
+from ..support.terminal import print_path, progress, say, stop_requested
 from .apply import stylize
 from .artworks import ARTWORKS, draw
 from .content import content_files, read_first
@@ -171,7 +170,7 @@ def run(arguments: argparse.Namespace) -> int:
         kept = f"the training is kept, go on with --checkpoint {checkpoint}"
         raise StylizeError(f"{error}; {kept}") from error
     checkpoint.unlink(missing_ok=True)
-    print(out, file=sys.stdout)
+    print_path(out)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..support.errors import UserError
-from ..support.errors import one_line as one_line
 
 PROGRAM = "momentnorm stylize"
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import StylizeError, one_line
+from ..support.printable import one_line
+from .errors import StylizeError
 
 #: Of red, green and blue, in luminance (ITU-R BT.601, what JPEG uses).
 LUMINANCE = (0.299, 0.587, 0.114)

@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageCms, ImageOps
 from torch import Tensor
 
 from ..support import files
-from .errors import StylizeError, one_line
+from ..support.images import ImageError, opened_image
+from ..support.printable import one_line
+from .errors import StylizeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-#: What is read. Not all that Pillow can: EPS, for one, would start another program.
-READABLE = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
 
 #: Suffix of an output file: its format, whether it holds transparency, and how to write it.
 WRITABLE: dict[str, tuple[str, bool, dict[str, object]]] = {
@@ -95,50 +93,11 @@ def read_photo(path: str | Path, size: int | None = None) -> Photo:
     Raises:
         StylizeError: no such file, no image, a damaged or an enormous one.
     """
-    file = photo_path(str(path))
-    if not file.exists():
-        raise StylizeError(f"{path}: no such file; check the name")
-    if file.is_dir():
-        raise StylizeError(f"{path}: is a folder; an image file is needed here")
-    with _explained(path), warnings.catch_warnings():
-        # Pillow's own limit stays: twice this warning's size is an error.
-        warnings.simplefilter("ignore")
-        with Image.open(file, formats=_readable()) as image:
-            image.load()
-            return _decode(image, size)
-
-
-def _readable() -> list[str]:
-    Image.init()
-    return [name for name in READABLE if name in Image.OPEN]
-
-
-@contextlib.contextmanager
-def _explained(path: str | Path) -> Iterator[None]:
-    """What Pillow raises, as one line with the fix."""
     try:
-        yield
-    except StylizeError as error:
-        raise StylizeError(f"{path}: {error}") from error
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise StylizeError(
-            f"{path}: more than {limit} megapixels, which may be a decompression bomb; "
-            "if it is a photograph, scale it down with another program first"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise StylizeError(
-            f"{path}: not an image that can be read; give a JPEG, PNG, WebP, TIFF, BMP or GIF"
-        ) from error
-    except PermissionError as error:
-        raise StylizeError(f"{path}: not readable; check its permissions") from error
-    except MemoryError as error:
-        raise StylizeError(f"{path}: too large for this machine's memory") from error
-    except Exception as error:
-        # The decoders raise OSError, SyntaxError, ValueError, struct.error and more on bad bytes.
-        raise StylizeError(
-            f"{path}: damaged or truncated ({one_line(error)[:100]}); get the file again"
-        ) from error
+        with opened_image(photo_path(str(path)), str(path)) as image:
+            return _decode(image, size)
+    except ImageError as error:
+        raise StylizeError(error) from error
 
 
 def _decode(image: Image.Image, size: int | None) -> Photo:
@@ -161,7 +120,7 @@ def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, byt
         grey = np.asarray(image).astype(np.float64) / 65535 * 255
         image = Image.fromarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8))
     if image.mode == "F":
-        raise StylizeError(
+        raise ImageError(
             "a floating-point image has no agreed range of values; convert it to 8 or 16 bits"
         )
     space = bytes(profile[16:20]) if profile else b""

@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +19,11 @@ from .features import Features, RandomFeatures
 from .losses import content_loss, total_variation
 from .network import STRIDE, Architecture, Network
 from .objective import StyleTarget, scaled
-from .styles import Style, load_tensors, read_safetensors, write_safetensors
+from .styles import Style
+from .tensor_files import Kind, TensorFile, open_tensors, write_safetensors
 
-CHECKPOINT_FORMAT = "momentnorm-stylize-checkpoint"
-CHECKPOINT_VERSION = 1
 NAME_ANOTHER = "name another one with --checkpoint"
+CHECKPOINT = Kind("momentnorm-stylize-checkpoint", 1, "a checkpoint", NAME_ANOTHER)
 
 #: Photographs on which random features are calibrated.
 CALIBRATION_BATCH = 8
@@ -135,7 +134,7 @@ def train(
     if checkpoint is not None:
         checkpoint = Path(checkpoint)
         if checkpoint.exists():
-            done = _resume(checkpoint, identity, network, optimizer)
+            done = _resume(checkpoint, identity, network, optimizer, settings.steps)
 
     for step in range(done + 1, settings.steps + 1):
         for group in optimizer.param_groups:
@@ -225,8 +224,8 @@ def _save(
         for key, value in state.items():
             tensors[f"adam.{index}.{key}"] = value
     metadata = {
-        "format": CHECKPOINT_FORMAT,
-        "version": str(CHECKPOINT_VERSION),
+        "format": CHECKPOINT.form,
+        "version": str(CHECKPOINT.version),
         "step": str(step),
         "training": identity,
     }
@@ -240,44 +239,71 @@ def remove_checkpoint(path: Path) -> None:
         StylizeError: what is there is another file, which stays.
     """
     if path.exists():
-        _read_checkpoint(path)
+        with open_tensors(path, CHECKPOINT):
+            pass
         path.unlink()
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    return read_safetensors(
-        path, CHECKPOINT_FORMAT, CHECKPOINT_VERSION, "a checkpoint", NAME_ANOTHER
-    )
+def _resume(
+    path: Path, identity: str, network: Network, optimizer: torch.optim.Optimizer, steps: int
+) -> int:
+    """Load what :func:`_save` wrote; the number of steps done.
 
-
-def _resume(path: Path, identity: str, network: Network, optimizer: torch.optim.Optimizer) -> int:
-    """Load what :func:`_save` wrote; the number of steps done."""
-    tensors, metadata = _read_checkpoint(path)
-    if metadata.get("training") != identity:
-        changed = _difference(metadata.get("training", "{}"), identity)
-        raise StylizeError(
-            f"{path} is the checkpoint of another training ({changed} differs); "
-            f"start over with --restart, or {NAME_ANOTHER}"
-        )
-    found = {
-        key.removeprefix("network."): value
-        for key, value in tensors.items()
-        if key.startswith("network.")
-    }
-    load_tensors(network, found, path)
-    states: dict[int, dict[str, Any]] = {}
+    Raises:
+        StylizeError: a checkpoint of another training, or a damaged one. Network and optimizer
+            are as they were.
+    """
+    with open_tensors(path, CHECKPOINT) as file:
+        training = file.metadata.get("training")
+        if training != identity:
+            changed = _difference(training or "{}", identity)
+            raise StylizeError(
+                f"{path} is the checkpoint of another training ({changed} differs); "
+                f"start over with --restart, or {NAME_ANOTHER}"
+            )
+        done = _steps_done(file, steps)
+        tensors = file.read(_layout(network, optimizer))
+    states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("adam."):
             _, index, key = name.split(".")
             states.setdefault(int(index), {})[key] = tensor
+    for state in states.values():
+        if state["step"].item() != done or (state["exp_avg_sq"] < 0).any():
+            raise file.error("the optimizer's numbers cannot be those of that many steps")
+    prefix = "network."
+    network.load_state_dict(
+        {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
+    )
     optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
-    return int(metadata["step"])
+    return done
+
+
+def _steps_done(file: TensorFile, steps: int) -> int:
+    try:
+        done = int(file.metadata["step"])
+    except (KeyError, ValueError):
+        done = 0
+    if not 1 <= done <= steps:
+        raise file.error(f"the step is not a number from 1 to {steps}")
+    return done
+
+
+def _layout(network: Network, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The names, shapes and dtypes that :func:`_save` writes after a step."""
+    expected = {f"network.{key}": value for key, value in network.state_dict().items()}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, parameter in enumerate(parameters):
+        expected[f"adam.{index}.step"] = torch.zeros(())
+        expected[f"adam.{index}.exp_avg"] = parameter
+        expected[f"adam.{index}.exp_avg_sq"] = parameter
+    return expected
 
 
 def _difference(before: str, after: str) -> str:
     try:
         old, new = json.loads(before), json.loads(after)
         names = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         names = []
-    return ", ".join(names) or "its metadata"
+    return ", ".join(names)[:200] or "its metadata"

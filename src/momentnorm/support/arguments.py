@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from .errors import UserError
+from .printable import printable
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     """:class:`argparse.ArgumentParser` with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
 
 
 def positive(text: str) -> int:

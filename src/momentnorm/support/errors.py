@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from .printable import printable
+
 
 class UserError(Exception):
-    """A request that cannot be carried out. The message is one line that names the fix."""
+    """A request that cannot be carried out. The message is one printable line with the fix."""
 
-
-def one_line(error: BaseException) -> str:
-    """Message of any exception, on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))

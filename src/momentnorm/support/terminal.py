@@ -8,11 +8,13 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from .errors import UserError, one_line
+from .errors import UserError
 from .machine import is_out_of_memory
+from .printable import one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
     from types import FrameType
 
     from rich.progress import Progress
@@ -20,12 +22,23 @@ if TYPE_CHECKING:
 STOPPING = b"momentnorm: stopping after the current step; press Ctrl-C again to stop at once\n"
 
 
-def say(program: str, text: str) -> None:
+def say(program: str, text: object) -> None:
     """Print a line for people on stderr, apart from the output."""
-    print(f"{program}: {text}", file=sys.stderr, flush=True)
+    print(f"{program}: {printable(text)}", file=sys.stderr, flush=True)
 
 
-def answer(program: str, action: Callable[[], int], stopped: str = "stopped") -> int:
+def print_path(path: Path) -> None:
+    """Print the name of a written file on stdout, with unseen characters escaped."""
+    print(printable(path))
+
+
+def answer(
+    program: str,
+    action: Callable[[], int],
+    *,
+    stopped: str = "stopped",
+    smaller: str = "choose a smaller size",
+) -> int:
     """Exit code of a command: that of ``action``, 2 for an error, 130 for Ctrl-C.
 
     Each error is one line on stderr.
@@ -34,6 +47,7 @@ def answer(program: str, action: Callable[[], int], stopped: str = "stopped") ->
         program: the command, such as "momentnorm stylize".
         action: the work; it returns an exit code, and raises :class:`UserError`.
         stopped: the line after Ctrl-C.
+        smaller: the fix where memory runs out.
     """
     try:
         return action()
@@ -43,7 +57,7 @@ def answer(program: str, action: Callable[[], int], stopped: str = "stopped") ->
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        say(program, "error: not enough memory; use a smaller size or batch")
+        say(program, f"error: not enough memory; {smaller}")
         return 2
     except KeyboardInterrupt:
         say(program, stopped)

@@ -21,7 +21,7 @@ from torch.utils.dlpack import from_dlpack
 
 from ..pool import INSTANCE, Pool
 from ..tail import ACTIVATIONS, PLAIN, Tail
-from .operands import Layout, laid_out_as, layout_of, parameter_dtype_of, readable
+from .operands import address, checked, laid_out_as, layout, parameter_dtype_of, readable
 
 name = "cpu"
 
@@ -194,8 +194,6 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
         return f"no kernel for {x.dtype}"
     if x.layout is not torch.strided:
         return f"the input is {x.layout}"
-    if layout_of(x) is None:
-        return "the input is neither contiguous nor channels_last"
     return None
 
 
@@ -204,10 +202,15 @@ def _grid_of(
     shape: torch.Size,
     dtype: torch.dtype,
     parameters: torch.dtype,
-    layout: Layout,
+    layout: int,
     pool_samples: int | None,
     pool_channels: int | None,
 ) -> tuple[object, tuple[int, int]]:
+    if parameters not in _DTYPES:
+        raise RuntimeError(
+            f"weight and bias are {parameters}: convert them to float32, float64, bfloat16 or "
+            "float16"
+        )
     samples, channels, *spatial = shape
     pooled = Pool(pool_samples, pool_channels).sizes(samples, channels)
     size = math.prod(spatial)
@@ -219,9 +222,9 @@ def _grid(
     x: Tensor, parameters: torch.dtype = torch.float64, pool: Pool = INSTANCE
 ) -> tuple[object, tuple[int, int]]:
     """A pointer to ``momentnorm_grid``, and how many pools it has along N and C."""
-    layout = layout_of(x)
-    assert layout is not None
-    return _grid_of(x.shape, x.dtype, parameters, layout, pool.samples, pool.channels)
+    found = layout(x)
+    assert found is not None, "the engine lays x out for kernels"
+    return _grid_of(x.shape, x.dtype, parameters, found, pool.samples, pool.channels)
 
 
 def _two(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -262,19 +265,39 @@ def _tail(tail: Tail, x: Tensor) -> tuple[object, Tensor | None]:
     """A pointer to ``momentnorm_tail``, and the residual that it points to, to be kept alive."""
     if tail is PLAIN:
         return None, None
-    residual = None if tail.residual is None else laid_out_as(x, tail.residual)
-    address = None if residual is None else residual.data_ptr()
-    return ctypes.byref(_Tail(_ACTIVATIONS[tail.activation], tail.slope, address)), residual
+    residual, pointer = tail.residual, None
+    if residual is not None:
+        residual = laid_out_as("the residual", residual, x)
+        pointer = address("the residual", residual)
+    return ctypes.byref(_Tail(_ACTIVATIONS[tail.activation], tail.slope, pointer)), residual
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _target(x: Tensor, out: Tensor | None) -> tuple[Tensor, int]:
+    """What an output like x is written into, and its address."""
+    if out is not None:
+        return out, address("out", out)
+    y = _output(x)
+    return y, y.data_ptr()
+
+
+def _channel_values(name: str, values: Tensor | None, x: Tensor, dtype: torch.dtype) -> Any:
+    """A parameter (C,) of the forward, as the backward reads it."""
+    return None if values is None else checked(name, values, x.shape[1:2], dtype, x)
+
+
+def _plane_values(name: str, values: Tensor | None, x: Tensor) -> Any:
+    """Values of planes, (N, C)."""
+    return None if values is None else checked(name, values, x.shape[:2], torch.float64, x)
+
+
+def _address(name: str, operand: Tensor | None) -> int | None:
+    return None if operand is None else address(name, operand)
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     pointer, planes = _grid(x)
     mean, var = _two(planes)
-    _moments(pointer, x.data_ptr(), mean.data_ptr(), var.data_ptr())
+    _moments(pointer, address("the input", x), mean.data_ptr(), var.data_ptr())
     return mean, var
 
 
@@ -286,10 +309,20 @@ def apply(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> Tensor:
-    y = _output(x) if out is None else out
-    operands = [readable(values) for values in (mean, scale, shift)]
+    y, written = _target(x, out)
+    mean = _plane_values("the mean", mean, x)
+    scale = _plane_values("the scale", scale, x)
+    shift = _plane_values("the shift", shift, x)
     pointer, _kept = _tail(tail, x)
-    _apply(_grid(x)[0], pointer, x.data_ptr(), *map(_address, operands), y.data_ptr())
+    _apply(
+        _grid(x)[0],
+        pointer,
+        address("the input", x),
+        address("the mean", mean),
+        address("the scale", scale),
+        address("the shift", shift),
+        written,
+    )
     return y
 
 
@@ -302,26 +335,33 @@ def normalize(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = _output(x) if out is None else out
+    y, written = _target(x, out)
     if weight is not None:
-        weight = readable(weight)
+        weight = readable("weight", weight)
     if bias is not None:
-        bias = readable(bias)
+        bias = readable("bias", bias)
     grid, pools = _grid(x, parameter_dtype_of(weight, bias), pool)
     mean, var = _two(pools)
     pointer, _kept = _tail(tail, x)
     _normalize(
         grid,
         pointer,
-        x.data_ptr(),
-        _address(weight),
-        _address(bias),
+        address("the input", x),
+        _address("weight", weight),
+        _address("bias", bias),
         eps,
-        y.data_ptr(),
+        written,
         mean.data_ptr(),
         var.data_ptr(),
     )
     return y, mean, var
+
+
+def _converted(name: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Readable values, whose memory exists, in this dtype."""
+    values = readable(name, values)
+    address(name, values)
+    return values if values.dtype is dtype else values.to(dtype)
 
 
 def normalize_with(
@@ -334,22 +374,20 @@ def normalize_with(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> Tensor:
-    y = _output(x) if out is None else out
-    operands = [
-        None if values is None else readable(values) for values in (mean, var, weight, bias)
-    ]
+    y, written = _target(x, out)
+    given = ("running_mean", mean), ("running_var", var), ("weight", weight), ("bias", bias)
     parameters = mean.dtype
-    if any(values is not None and values.dtype != parameters for values in operands):
+    if any(values is not None and values.dtype is not parameters for _, values in given):
         parameters = torch.float64
-        operands = [None if values is None else values.to(parameters) for values in operands]
+    operands = [None if v is None else _converted(name, v, parameters) for name, v in given]
     pointer, _kept = _tail(tail, x)
     _normalize_with(
         _grid(x, parameters)[0],
         pointer,
-        x.data_ptr(),
-        *map(_address, operands),
+        address("the input", x),
+        *[None if v is None else v.data_ptr() for v in operands],
         eps,
-        y.data_ptr(),
+        written,
     )
     return y
 
@@ -362,17 +400,21 @@ def gradient_sums(
     shift: Tensor | None = None,
     tail: Tail = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    gradient = laid_out_as(x, gradient)
+    gradient = laid_out_as("the gradient", gradient, x)
     grid, planes = _grid(x)
     sums, weighted_sums = _two(planes)
-    operands = [None if values is None else readable(values) for values in (mean, scale, shift)]
+    mean = _plane_values("the mean", mean, x)
+    scale = _plane_values("the scale", scale, x)
+    shift = _plane_values("the shift", shift, x)
     pointer, _kept = _tail(tail, x)
     _gradient_sums(
         grid,
         pointer,
-        gradient.data_ptr(),
-        x.data_ptr(),
-        *map(_address, operands),
+        address("the gradient", gradient),
+        address("the input", x),
+        address("the mean", mean),
+        _address("the scale", scale),
+        _address("the shift", shift),
         sums.data_ptr(),
         weighted_sums.data_ptr(),
     )
@@ -391,21 +433,21 @@ def apply_gradient(
     tail: Tail = PLAIN,
     needs_residual: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    gradient = laid_out_as(x, gradient)
+    gradient = laid_out_as("the gradient", gradient, x)
+    given = {"mean": mean, "scale": scale, "shift": shift, "a": a, "b": b, "c": c}
+    operands = {name: _plane_values(name, values, x) for name, values in given.items()}
+    addresses = [_address(name, values) for name, values in operands.items()]
+    pointer, _kept = _tail(tail, x)
     dx = _output(x)
     residual_gradient = _output(x) if needs_residual else None
-    operands = [
-        None if values is None else readable(values) for values in (mean, scale, shift, a, b, c)
-    ]
-    pointer, _kept = _tail(tail, x)
     _apply_gradient(
         _grid(x)[0],
         pointer,
-        gradient.data_ptr(),
-        x.data_ptr(),
-        *map(_address, operands),
+        address("the gradient", gradient),
+        address("the input", x),
+        *addresses,
         dx.data_ptr(),
-        _address(residual_gradient),
+        None if residual_gradient is None else residual_gradient.data_ptr(),
     )
     return dx, residual_gradient
 
@@ -422,15 +464,15 @@ def normalize_backward(
     tail: Tail = PLAIN,
     needs_residual: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
-    gradient = laid_out_as(x, gradient)
-    if weight is not None:
-        weight = readable(weight)
-    if bias is not None:
-        bias = readable(bias)
-    dx = _output(x)
-    residual_gradient = _output(x) if needs_residual else None
+    gradient = laid_out_as("the gradient", gradient, x)
     parameters = parameter_dtype_of(weight, bias)
     grid, pools = _grid(x, parameters, pool)
+    weight = _channel_values("weight", weight, x, parameters)
+    bias = _channel_values("bias", bias, x, parameters)
+    mean = checked("the mean", mean, pools, torch.float64, x)
+    var = checked("the variance", var, pools, torch.float64, x)
+    dx = _output(x)
+    residual_gradient = _output(x) if needs_residual else None
     # Pools of several planes have no use for the sums of each.
     sums = mean.new_empty((2, *pools)) if pools == x.shape[:2] else None
     dweight = mean.new_empty(x.shape[1], dtype=parameters)
@@ -439,18 +481,18 @@ def normalize_backward(
     _normalize_backward(
         grid,
         pointer,
-        gradient.data_ptr(),
-        x.data_ptr(),
-        mean.data_ptr(),
-        var.data_ptr(),
-        _address(weight),
-        _address(bias),
+        address("the gradient", gradient),
+        address("the input", x),
+        address("the mean", mean),
+        address("the variance", var),
+        _address("weight", weight),
+        _address("bias", bias),
         eps,
         dx.data_ptr(),
-        _address(residual_gradient),
+        None if residual_gradient is None else residual_gradient.data_ptr(),
         dweight.data_ptr(),
         dbias.data_ptr(),
-        _address(sums),
+        None if sums is None else sums.data_ptr(),
         None if sums is None else sums.data_ptr() + sums.nbytes // 2,
     )
     return dx, residual_gradient, dweight, dbias, sums

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ...support.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -30,7 +32,7 @@ KINDS = {
     "non-finite": "NaN or infinity",
     "overflow": "values near the end of float16",
     "zero-weight": "a weight of zeros",
-    "layout": "channels_last goes in, contiguous comes out",
+    "layout": "channels_last goes in, contiguous comes out, or what is behind it needs that",
     "wasted-bias": "a bias that the normalization behind it takes away",
     "unused": "a layer that this forward does not call",
 }
@@ -119,10 +121,12 @@ class Report:
             same.setdefault((finding.severity, finding.kind), []).append(finding)
         for (severity, kind), findings in same.items():
             first, *others = findings
-            lines += ["", f"{severity} [{kind}] {first.layer or '(the model)'}: {first.message}"]
+            layer = first.layer or "(the model)"
+            lines += ["", printable(f"{severity} [{kind}] {layer}: {first.message}")]
             if others:
-                lines.append(f"    also in {some([finding.layer for finding in others])}")
-            lines.append(f"    fix: {first.fix}")
+                also = some([finding.layer for finding in others])
+                lines.append(printable(f"    also in {also}"))
+            lines.append(printable(f"    fix: {first.fix}"))
         return "\n".join(lines)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import traceback
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ...layers.sequential import Sequential
+from ...support.printable import one_line
+from .. import layouts
 from ..unwrap import unwrapped
 from .arrivals import ARRIVALS
 from .call import NORMS, Batch, Call, History, Instance
@@ -65,7 +66,8 @@ def check(model: nn.Module, *inputs: Any, **kwargs: Any) -> Report:
                 _call(model, inputs, kwargs)
         except Exception as error:
             exception = error
-            watch.stopped(error)
+            cause = layouts.cause(model, lambda: _call(model, inputs, kwargs))
+            watch.stopped(error, cause)
             watch.findings = [
                 _with_larger_input(finding, watch, model, inputs, kwargs)
                 for finding in watch.findings
@@ -229,14 +231,15 @@ class _Watch:
         if not all(map(_finite, tree_leaves(output))):
             self.origin = f"the output of {self.names[module]!r} ({type(module).__name__})"
 
-    def stopped(self, error: Exception) -> None:
+    def stopped(self, error: Exception, cause: layouts.Cause | None) -> None:
         """The model raised: say where, and why if a rule knows."""
-        module = None
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            candidate = frame.f_locals.get("self")
-            if isinstance(candidate, nn.Module) and candidate in self.names:
-                module = candidate
-        text = f"{type(error).__name__}: {error}"
+        if cause is not None:
+            name = _tidy(cause.name)
+            message = f"{cause.kind}: {cause.message()}"
+            self.findings.append(Finding("error", name, "layout", message, layouts.FIX))
+            return
+        module = layouts.raised_in(error, self.names)
+        text = f"{type(error).__name__}: {one_line(error)}"
         if self.open is not None and module is not None and module is self.open.layer:
             found = [finding for rule in ARRIVALS for finding in rule(self.open)]
             self.findings += found

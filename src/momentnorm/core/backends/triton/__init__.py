@@ -19,7 +19,7 @@ from torch import Tensor
 from ...grid import map_of_moments
 from ...pool import INSTANCE
 from ...tail import PLAIN, Tail
-from ..operands import Layout, laid_out_as, layout_of, readable
+from ..operands import CHANNELS_LAST, check_memory, checked, laid_out_as, layout
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -61,8 +61,6 @@ def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None)
         return f"no kernel for {x.dtype}"
     if x.layout is not torch.strided:
         return f"the input is {x.layout}"
-    if layout_of(x) is None:
-        return "the input is neither contiguous nor channels_last"
     if x.shape[0] * x.shape[1] >= 1 << 31:
         return "2^31 planes or more"
     if x.device.type == "cuda":
@@ -118,7 +116,7 @@ def _placed(
     batch, channels = shape[:2]
     samples, width = pool.sizes(batch, channels)
     size, last = shape[2:].numel(), False
-    if layout_of(torch.empty_strided(shape, strides, device="meta")) == Layout.CHANNELS_LAST:
+    if layout(torch.empty_strided(shape, strides, device="meta")) == CHANNELS_LAST:
         batch, size, samples, last = batch // samples, size * samples, 1, True
     grid: Grid = _launch().Grid(batch, channels, size, last, itemsize, device)
     return grid, samples, width
@@ -129,6 +127,7 @@ def _pools(x: Tensor, pool: Pool) -> tuple[Grid, int, int]:
 
     In channels_last the samples of a pool are one longer sample.
     """
+    check_memory("the input", x)
     device = x.device.index if x.is_cuda else -1
     return _placed(x.shape, x.stride(), x.element_size(), device, pool)
 
@@ -141,14 +140,44 @@ def _empty(x: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
     return x.new_empty(shape, dtype=dtype)
 
 
+def _there(name: str, operand: Tensor) -> Tensor:
+    """The operand, whose memory exists: Triton takes its address."""
+    check_memory(name, operand)
+    return operand
+
+
 def _tail(tail: Tail, x: Tensor) -> tuple[Tensor | None, str, float]:
     """The residual, laid out as x; the activation; its slope."""
-    residual = None if tail.residual is None else laid_out_as(x, tail.residual)
+    residual = tail.residual
+    if residual is not None:
+        residual = _like("the residual", residual, x)
     return residual, tail.activation, float(tail.slope)
 
 
-def _optional(values: Tensor | None) -> Tensor | None:
-    return None if values is None else readable(values)
+def _like(name: str, operand: Tensor, x: Tensor) -> Tensor:
+    """A gradient or a residual, laid out as x."""
+    return _there(name, laid_out_as(name, operand, x))
+
+
+def _target(x: Tensor, out: Tensor | None) -> Tensor:
+    """What an output like x is written into."""
+    return torch.empty_like(x) if out is None else _there("out", out)
+
+
+def _channel_values(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:
+    """A parameter, (C,), of any dtype."""
+    if values is None:
+        return None
+    return _there(name, checked(name, values, x.shape[1:2], values.dtype, x))
+
+
+def _values(name: str, values: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Values of planes or pools, of this shape."""
+    return _there(name, checked(name, values, shape, torch.float64, x))
+
+
+def _plane_values(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if values is None else _values(name, values, x, x.shape[:2])
 
 
 def _pool_moments(x: Tensor, grid: Grid, samples: int, width: int) -> tuple[Tensor, Tensor]:
@@ -177,10 +206,13 @@ def apply(
     tail: Tail = PLAIN,
     out: Tensor | None = None,
 ) -> Tensor:
-    y = torch.empty_like(x) if out is None else out
+    y, planes = _target(x, out), x.shape[:2]
     residual, activation, slope = _tail(tail, x)
     run = _launch().piece("apply", _grid(x), 1, 1, activation, True)
-    mean, scale, shift = map(readable, (mean, scale, shift))
+    mean, scale, shift = (
+        _values(name, values, x, planes)
+        for name, values in (("the mean", mean), ("the scale", scale), ("the shift", shift))
+    )
     run(x, y, residual, mean, None, scale, shift, 0.0, slope)
     return y
 
@@ -195,8 +227,8 @@ def normalize(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     launch, (grid, samples, width), eps = _launch(), _pools(x, pool), float(eps)
-    y = torch.empty_like(x) if out is None else out
-    weight, bias = _optional(weight), _optional(bias)
+    y = _target(x, out)
+    weight, bias = _channel_values("weight", weight, x), _channel_values("bias", bias, x)
     residual, activation, slope = _tail(tail, x)
     processors = launch.multiprocessors(grid.device)
     run = launch.visit(grid, samples, width, activation, False, processors)
@@ -233,8 +265,9 @@ def gradient_sums(
     tail: Tail = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     launch, grid = _launch(), _grid(x)
-    gradient, mean = laid_out_as(x, gradient), readable(mean)
-    scale, shift = _optional(scale), _optional(shift)
+    gradient = _like("the gradient", gradient, x)
+    mean = _values("the mean", mean, x, x.shape[:2])
+    scale, shift = _plane_values("the scale", scale, x), _plane_values("the shift", shift, x)
     residual, activation, slope = _tail(tail, x)
     sums = _empty(x, 2, *x.shape[:2], launch.cut(grid).chunks)
     run = launch.piece("partial_sums", grid, 1, 1, activation, True)
@@ -258,12 +291,15 @@ def apply_gradient(
     tail: Tail = PLAIN,
     needs_residual: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    gradient = laid_out_as(x, gradient)
+    gradient, planes = _like("the gradient", gradient, x), x.shape[:2]
     residual, activation, slope = _tail(tail, x)
     dx = torch.empty_like(x)
     residual_gradient = torch.empty_like(x) if needs_residual else None
-    mean, a, b, c = map(readable, (mean, a, b, c))
-    scale, shift = _optional(scale), _optional(shift)
+    mean, a, b, c = (
+        _values(name, values, x, planes)
+        for name, values in (("the mean", mean), ("a", a), ("b", b), ("c", c))
+    )
+    scale, shift = _plane_values("the scale", scale, x), _plane_values("the shift", shift, x)
     run = _launch().piece("apply_gradient", _grid(x), 1, 1, activation, True)
     run(
         gradient, x, residual, dx, residual_gradient, mean, None, scale, shift, a, b, c, 0.0, slope
@@ -284,8 +320,11 @@ def normalize_backward(
     needs_residual: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, Tensor | None]:
     launch, (grid, samples, width), eps = _launch(), _pools(x, pool), float(eps)
-    gradient = laid_out_as(x, gradient)
-    weight, bias = _optional(weight), _optional(bias)
+    gradient = _like("the gradient", gradient, x)
+    weight, bias = _channel_values("weight", weight, x), _channel_values("bias", bias, x)
+    pools = x.shape[0] // pool.sizes(*x.shape[:2])[0], x.shape[1] // width
+    mean = _values("the mean", mean, x, pools)
+    var = _values("the variance", var, x, pools)
     residual, activation, slope = _tail(tail, x)
     dx = torch.empty_like(x)
     residual_gradient = torch.empty_like(x) if needs_residual else None
@@ -319,10 +358,5 @@ def normalize_backward(
         run(gradient, x, residual, *results, *statistics, *coefficients, eps, slope)
         finish = launch.parameter_gradients(batch, channels, samples, width, grid.device)
         finish(sums, var, dweight, dbias, eps)
-    return (
-        dx,
-        residual_gradient,
-        dweight,
-        dbias,
-        sums if pool.samples == pool.channels == 1 else None,
-    )
+    single = pool.samples == pool.channels == 1
+    return dx, residual_gradient, dweight, dbias, sums if single else None

@@ -158,8 +158,8 @@ BAD_GROUP_CALLS = {
     "int": ((_x(torch.int64), 1), {}, "group_norm.*torch.int64.*convert the input"),
     "complex": ((_x(torch.complex64), 1), {}, "torch.complex64.*convert the input"),
     "sparse": ((_x().to_sparse(), 1), {}, "to_dense"),
-    "no group": ((_x(), 0), {}, ""),
-    "less than no group": ((_x(), -3), {}, "choose a divisor of 3"),
+    "no group": ((_x(), 0), {}, "by zero"),
+    "less than no group": ((_x(), -3), {}, "greater than 0, got -3: choose a divisor of the 3"),
     "no divisor": ((_x(), 2), {}, "3 channels and num_groups=2: choose a divisor"),
     "more groups than channels": ((_x(), 6), {}, "choose a divisor of 3"),
     "half a group": ((_x(), 1.5), {}, "num_groups must be an int, not float"),
@@ -277,3 +277,10 @@ def test_unknown_backend():
         momentnorm.use_backend("gpu"),
     ):
         pass
+
+
+def test_a_layer_without_groups_raises_what_torch_raises():
+    with pytest.raises(ZeroDivisionError) as theirs:
+        torch.nn.GroupNorm(0, 4)
+    with pytest.raises(theirs.type, match=str(theirs.value)):
+        momentnorm.GroupNorm(0, 4)

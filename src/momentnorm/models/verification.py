@@ -144,7 +144,7 @@ class Trial:
         for _ in range(RUNS + 1):
             for ours in (False, True):
                 switch(ours)
-                runs[ours].append(self._call())
+                runs[ours].append(self.call())
         before, again, *_ = runs[False]
         after = runs[True][0]
         tensors = [*before.outputs, *self.model.parameters()]
@@ -180,13 +180,13 @@ class Trial:
         hooks = [layer.register_forward_pre_hook(compare, with_kwargs=True) for layer in layers]
         try:
             with torch.no_grad():
-                self._call()
+                self.call()
         finally:
             for hook in hooks:
                 hook.remove()
         return found
 
-    def _call(self) -> _Run:
+    def call(self) -> _Run:
         """One run, of which only the caller's own hooks can know."""
         with_gradients = self.with_gradients and torch.is_grad_enabled()
         with _undisturbed(self.model), torch.set_grad_enabled(with_gradients):
@@ -281,7 +281,8 @@ def _replayed(
     with torch.no_grad():
         y = _twin(layer, theirs).forward(x)
     gradient = torch.randn_like(x) if with_gradients else None  # in the layout of x too
-    if gradient is not None and follower is not None:
+    activates = follower is not None or hasattr(layer, "act")  # as timm's norms do
+    if gradient is not None and activates:
         gradient.masked_fill_(y.abs() < KINK * y.abs().max(), 0)
 
     def torchs_way(twin: nn.Module, x: Tensor) -> Tensor:
@@ -289,18 +290,20 @@ def _replayed(
         return y if follower is None else follower.forward(y)
 
     def our_way(twin: nn.Module, x: Tensor) -> Tensor:
-        y: Tensor = twin.forward(
-            x, activation=None if follower is None else activation_of(follower)
-        )
+        options = {} if follower is None else {"activation": activation_of(follower)}
+        y: Tensor = twin.forward(x, **options)
         return y
 
     before, after = _twin(layer, theirs), _twin(layer, type(layer))
+    random = torch.get_rng_state()  # timm's norms may drop values
     expected = _results(torchs_way, before, x, gradient)
+    torch.set_rng_state(random)
     actual = _results(our_way, after, x, gradient)
     tolerance = LAYER_EPSILONS[x.dtype] * torch.finfo(x.dtype).eps
     difference = _largest_difference(actual, expected)
     errors: tuple[float | None, float | None] = (None, None)
     if not difference <= tolerance:
+        torch.set_rng_state(random)
         truth = _results(
             torchs_way,
             _twin(layer, theirs, lambda tensor: tensor.to("cpu", torch.float64)),

@@ -1,0 +1,64 @@
+"""Readers of files take any bytes: every input that ever failed, and some seeded damage.
+
+``python -m tests.fuzz`` tries more, for as long as it is told to.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from fuzz.targets import CORPUS, TARGETS
+from momentnorm.stylize import Network
+
+#: How many damaged files of each kind: about a second's work.
+CASES = {
+    "style": 40,
+    "checkpoint": 60,
+    "image": 300,
+    "npy": 300,
+    "json": 300,
+    "csv": 300,
+    "study-csv": 150,
+    "study-json": 150,
+    "legacy": 150,
+}
+
+INPUTS = sorted(CORPUS.glob("*/*"))
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_inputs_that_failed_once(path, tmp_path, monkeypatch):
+    _forbid_large_networks(monkeypatch)
+    TARGETS[path.parent.name].run(path.read_bytes(), tmp_path)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_damaged_files(name, tmp_path, monkeypatch):
+    _forbid_large_networks(monkeypatch)
+    target = TARGETS[name]
+    for content in itertools.islice(target.cases(0, tmp_path), CASES[name]):
+        target.run(content, tmp_path)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_files_without_damage_are_taken(name, tmp_path):
+    """Damage starts from files that are fine, or the readers would see little of it."""
+    target = TARGETS[name]
+    for content in target.seeds(tmp_path):
+        path = tmp_path / f"whole{target.suffix}"
+        path.write_bytes(content)
+        target.use(path)
+
+
+def _forbid_large_networks(monkeypatch):
+    """A file of a few kilobytes never leads to a network that is larger than that."""
+    initialize = Network.__init__
+
+    def small(self, architecture):
+        initialize(self, architecture)
+        memory = sum(p.nbytes for p in self.parameters() if p.device.type != "meta")
+        assert memory < 100_000, "a claim was believed"
+
+    monkeypatch.setattr(Network, "__init__", small)
