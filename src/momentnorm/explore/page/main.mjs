@@ -1,4 +1,4 @@
-/** The page: one state, shown again whenever it changes. */
+/** Main: the state of the page, which is shown again after each change. */
 
 import { shares, updated } from "./compute.mjs";
 import { Controls } from "./controls.mjs";
@@ -20,7 +20,7 @@ import { place, short, STEP_NAMES } from "./words.mjs";
 
 let state;
 let hovered = null;
-const wrong = new Map(); // flat index of an input cell: { at, text, message }, where it is no number
+const wrong = new Map(); // { at, text, message } of cells without a number, by flat index
 let ownHash = "";
 let settling;
 
@@ -49,7 +49,7 @@ const panels = {
 const controls = new Controls(change);
 const photo = new Photo();
 
-/** Replace the state by `alter(state)`. `force`: also what is being typed. */
+/** Replace the state by `alter(state)`. With `force`, the field with the focus changes too. */
 function change(alter, { force = false } = {}) {
   const next = alter(state);
   if (String(next.shape) !== String(state.shape) || force) wrong.clear();
@@ -71,7 +71,7 @@ function hover(at) {
   render();
 }
 
-/** A training step: the running statistics of this norm move. */
+/** Make a training step: move the running statistics of this norm. */
 function remember(setting, found) {
   const { mean, var: variance } = updated(setting, found.planes);
   change((old) => ({ ...old, runningMean: mean, runningVar: variance }), { force: true });
@@ -126,7 +126,7 @@ function isDark() {
     : state.theme === "dark";
 }
 
-/** Once the hand rests: the address, which browsers let change only so often, and a word. */
+/** Update the address and the announcement, some time after the last change. */
 function settle() {
   writeAddress();
   const at = hovered ?? state.at;

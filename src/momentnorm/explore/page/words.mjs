@@ -1,4 +1,4 @@
-/** The steps in words, as formulas, and in numbers. */
+/** Words: the steps as text, as formulas, and in numbers. */
 
 import { extent, kindsOfMoments, LAYERS, softmax, usesRunning } from "./compute.mjs";
 import { indexOf } from "./state.mjs";
@@ -7,7 +7,7 @@ const MINUS = "−",
   TIMES = "·",
   ABOUT = "≈";
 
-/** A number for people: four decimals at most, none that say nothing. */
+/** Number as text, with up to four decimals and no trailing zeros. */
 export function short(value) {
   if (Number.isNaN(value)) return "not a number";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : MINUS + "∞";
@@ -20,7 +20,7 @@ export function short(value) {
   return value < 0 && Number(text.replace(MINUS, "-")) !== 0 ? MINUS + text : text;
 }
 
-/** How many decimals a column of numbers needs, four at most. */
+/** Number of decimals that a column of numbers needs, up to four. */
 export function decimals(values) {
   return Math.max(
     0,
@@ -28,7 +28,7 @@ export function decimals(values) {
   );
 }
 
-/** A number as long as its neighbours. */
+/** Number as text with `digits` decimals, so that a column is aligned. */
 export function aligned(value, digits) {
   const text = short(value);
   if (!/^[−\d.]+$/.test(text)) return text;
@@ -37,19 +37,19 @@ export function aligned(value, digits) {
   return `${text}${places ? "" : "."}${"0".repeat(digits - places.length)}`;
 }
 
-/** The same for a sum or a product: negative numbers in brackets. */
+/** Number as a term of a sum or a product: negative numbers are in brackets. */
 function term(value) {
   return value < 0 ? `(${short(value)})` : short(value);
 }
 
-/** "= 5", or "≈ 0.3333" where digits were dropped. */
+/** "= 5", or "≈ 0.3333" if digits were dropped. */
 function equals(value) {
   const shown = Number(short(value).replaceAll(MINUS, "-"));
   const exact = Math.abs(shown - value) <= 1e-12 * Math.abs(value);
   return `${exact || Number.isNaN(shown) ? "=" : ABOUT} ${short(value)}`;
 }
 
-/** The first and last of many terms. */
+/** Sum of terms as text. Long sums show six terms and the last. */
 function sum(terms) {
   const shown = terms.length <= 9 ? terms : [...terms.slice(0, 6), "…", terms[terms.length - 1]];
   return shown.join(" + ");
@@ -68,7 +68,7 @@ export function place([n, c, h, w]) {
   return `sample ${n}, channel ${c}, row ${h}, column ${w}`;
 }
 
-/** What a norm is called, with its options. */
+/** Name of a norm, with its options. */
 export function title({ layer, groups, training, tracking }) {
   const words = [LAYERS[layer]];
   if (layer === "group") words.push(count(groups, "group"));
@@ -76,7 +76,7 @@ export function title({ layer, groups, training, tracking }) {
   return words.join(", ");
 }
 
-/** Which elements the statistics of plane (n, c) come from. */
+/** Words for the elements that the statistics of plane (n, c) come from. */
 export function origin(setting, n, c) {
   const {
     layer,
@@ -104,7 +104,7 @@ export function origin(setting, n, c) {
   return `${values(C)}: every channel of sample ${n}`;
 }
 
-/** The values of the pool of plane (n, c), and the planes that they are in. */
+/** Values in the pool of plane (n, c), and flat indices of the planes of the pool. */
 function membersOf(setting, x, n, c) {
   const { shape } = setting;
   const [N, C, H, W] = shape;
@@ -122,7 +122,7 @@ function membersOf(setting, x, n, c) {
   return { values, planes };
 }
 
-/** "0.33 · 5 + 0.33 · 9.25 + 0.33 · 5": SwitchableNorm's mixture of three moments. */
+/** Mixture of three moments in SwitchableNorm: "0.33 · 5 + 0.33 · 9.25 + 0.33 · 5 = 6.4167". */
 function mixture(setting, found, plane, name) {
   const kinds = kindsOfMoments(setting, found.planes);
   const weights = softmax(name === "mean" ? setting.meanWeight : setting.varWeight);
@@ -194,8 +194,8 @@ function varianceStep(setting, x, found, n, c, plane) {
 export const STEP_NAMES = ["Mean", "Variance", "Centred", "Divided", "Scaled and shifted"];
 
 /**
- * The five steps for one element: { name, formula, lines }, with this element's numbers.
- * `found` is what compute.mjs makes of `x`.
+ * The five steps for one element, { name, formula, lines }, with the numbers of this element.
+ * `found` is the result of `normalize`.
  */
 export function explain(setting, x, found, at) {
   const [n, c] = at;
@@ -206,7 +206,7 @@ export function explain(setting, x, found, at) {
   const { eps } = setting;
   const weight = setting.weight[c];
   const bias = setting.bias[c];
-  const [centred, divided, y] = [found.centred, found.divided, found.y].map((v) => v[index]);
+  const [centred, xHat, y] = [found.centred, found.xHat, found.y].map((v) => v[index]);
   const root = Math.sqrt(variance + eps);
   const rms = setting.layer === "rms";
   const steps = [
@@ -222,8 +222,8 @@ export function explain(setting, x, found, at) {
       formula: rms ? "x / √(mean square + eps)" : "(x − mean) / √(var + eps)",
       lines: [
         root === 0
-          ? `√(0 + 0) = 0, and nothing is divided by 0: the result is 0`
-          : `${short(centred)} / √(${short(variance)} + ${short(eps)}) = ${short(centred)} / ${short(root)} ${equals(divided)}`,
+          ? `√(0 + 0) = 0: instead of a division by 0, the result is 0`
+          : `${short(centred)} / √(${short(variance)} + ${short(eps)}) = ${short(centred)} / ${short(root)} ${equals(xHat)}`,
       ],
     },
     {
@@ -231,8 +231,8 @@ export function explain(setting, x, found, at) {
         ? "y = x / √(mean square + eps) · weight"
         : "y = (x − mean) / √(var + eps) · weight + bias",
       lines: rms
-        ? [`${term(divided)} ${TIMES} ${term(weight)} ${equals(y)}`, "RMS Norm has no bias."]
-        : [`${term(divided)} ${TIMES} ${term(weight)} + ${term(bias)} ${equals(y)}`],
+        ? [`${term(xHat)} ${TIMES} ${term(weight)} ${equals(y)}`, "RMS Norm has no bias."]
+        : [`${term(xHat)} ${TIMES} ${term(weight)} + ${term(bias)} ${equals(y)}`],
     },
   ];
   return steps.map((step, i) => ({
@@ -241,7 +241,7 @@ export function explain(setting, x, found, at) {
   }));
 }
 
-/** The numbers of each step: of a plane for the first two, then of an element. */
+/** Numbers of a step: one for each plane in the first two steps, then one for each element. */
 export function stepValues(found, step) {
-  return [found.mean, found.var, found.centred, found.divided, found.y][step];
+  return [found.mean, found.var, found.centred, found.xHat, found.y][step];
 }

@@ -1,12 +1,12 @@
-/** The feature map as a block of glass: solid are the planes that the statistics come from. */
+/** Cube: the feature map as a block of glass, with solid planes where the statistics come from. */
 
 import { strengths } from "./compute.mjs";
 import { makeSvg } from "./dom.mjs";
 
-const CELL = 22; // the edge of a cell along samples and channels
-const RISE = [18, 110]; // of one element, and of a whole plane at most
+const CELL = 22; // edge of a cell along samples and channels, in pixels
+const RISE = [18, 110]; // largest height of one element, and of a whole plane
 
-/** Draw into an <svg>, for screen readers described by `label`. Channels go right, samples back. */
+/** Draw into an <svg>, with a `label` for screen readers. Channels go right, samples back. */
 export function drawCube(svg, [N, C, H, W], shares, [chosenN, chosenC], label) {
   const size = H * W;
   const right = CELL * Math.cos(Math.PI / 6),
@@ -28,7 +28,7 @@ export function drawCube(svg, [N, C, H, W], shares, [chosenN, chosenC], label) {
   const strength = strengths(shares);
   const solid = [],
     glass = { front: "", side: "", top: "" };
-  // Those that hide others come after those that they hide.
+  // Planes are drawn from back to front.
   for (let n = N - 1; n >= 0; n--)
     for (let c = 0; c < C; c++) {
       if (shares[n * C + c] > 0) {

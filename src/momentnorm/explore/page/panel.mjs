@@ -1,4 +1,4 @@
-/** One norm: where its statistics come from, its numbers at the current step, and its arithmetic. */
+/** Panel: one norm with the origin of its statistics, its numbers and its arithmetic. */
 
 import {
   keepsRunning,
@@ -15,7 +15,7 @@ import { Grid } from "./grid.mjs";
 import { explain, origin, short, stepValues, STEP_NAMES, title } from "./words.mjs";
 
 export class Panel {
-  /** `slot` is "a" or "b"; `remember(setting, found)` makes a training step's update. */
+  /** Args: `slot`, "a" or "b"; `remember(setting, found)`, which makes the update of a step. */
   constructor(slot, { select, hover, remember }) {
     this.heading = make("h2", { id: `title-${slot}` });
     this.origin = make("p", { class: "origin" });
@@ -49,7 +49,7 @@ export class Panel {
     );
   }
 
-  /** Compute and show. Returns the Refusal, where the library would raise. */
+  /** Compute and show. Returns null, or a Refusal if the library refuses the setting. */
   show(setting, x, step, at) {
     const name = title(setting);
     this.heading.textContent = name;
@@ -116,7 +116,7 @@ export class Panel {
     const after = updated(setting, found.planes);
     const line = (name, now, of, next) =>
       `${name}[${c}]: ${short(now)} + ${short(shareOfBatch(setting))} · (${short(of)} − ${now < 0 ? `(${short(now)})` : short(now)}) = ${short(next)}`;
-    // The button stays the same element, so that it keeps the focus.
+    // The button element is kept, because a new one would lose the focus.
     if (!this.update.isConnected)
       this.running.replaceChildren(make("h3", {}, "Running statistics"), make("div"), this.update);
     this.running.children[1].replaceChildren(
@@ -134,7 +134,7 @@ export class Panel {
       make(
         "p",
         { class: "hint" },
-        "A training step makes this update; the batch’s variance is the unbiased one here.",
+        "A training step makes this update, with the unbiased variance of the batch.",
       ),
     );
   }

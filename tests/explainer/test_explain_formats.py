@@ -1,4 +1,4 @@
-"""What a trace looks like: as text, in a terminal, in a notebook, in files."""
+"""Formats of a trace: text, terminal, HTML, Markdown, JSON and pictures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-import momentnorm
-from momentnorm.explainer import Step, Worked, explain
+from momentnorm import InstanceNorm1d
+from momentnorm.explainer import Step, Worked, explain, names
 from momentnorm.explainer.example import X
 from momentnorm.explainer.layout import layout, letter, number, worked
 from momentnorm.support.errors import UserError
@@ -76,7 +76,7 @@ def test_letters():
     ]  # fmt: skip
 
 
-def test_too_many_values_are_summed_up():
+def test_large_steps_are_clipped_and_summarized():
     values = torch.arange(4 * 3 * 30 * 20, dtype=torch.float64).reshape(4, 3, 30, 20)
     values[-1, -1, -1, -1] = torch.nan
     found = layout(step(values), 2)
@@ -101,7 +101,7 @@ def test_axes_are_named():
 
 
 class Balanced(HTMLParser):
-    """Checks that every tag is closed, and collects what would be fetched."""
+    """Parser that checks that every tag is closed, and collects links and texts."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +119,7 @@ class Balanced(HTMLParser):
         self.cells.append(data)
 
 
-def test_html_stands_alone(trace, tmp_path):
+def test_html_loads_no_other_file(trace, tmp_path):
     text = trace.save(tmp_path / "steps.html").read_text()
     parser = Balanced()
     parser.feed(text)
@@ -139,7 +139,7 @@ def test_markdown(trace, tmp_path):
 
 
 def test_names_of_layers_are_escaped(tmp_path):
-    class Named(momentnorm.InstanceNorm1d):
+    class Named(InstanceNorm1d):
         def extra_repr(self):
             return "\x1b[31m\n# heading"
 
@@ -175,13 +175,13 @@ def test_pictures(trace, tmp_path, suffix):
     assert len(colours) > 20  # tinted cells, not an empty sheet
 
 
-def test_a_formula_of_every_step_can_be_set():
+def test_matplotlib_can_typeset_every_formula():
     pytest.importorskip("matplotlib")
     from matplotlib.mathtext import MathTextParser
 
     parser = MathTextParser("path")
     x = torch.rand(2, 4, 3, 3)
-    for name in momentnorm.explain.names():
+    for name in names():
         for one in explain(name, x, gradient="one"):
             parser.parse(f"${one.latex}$")
     for one in explain("batch", x, activation="leaky_relu", gradient="one"):
@@ -198,7 +198,7 @@ def test_text_in_a_terminal(trace):
     assert "\x1b[" in console.export_text(styles=True)
 
 
-def test_saving_says_what_it_knows(trace, tmp_path):
+def test_an_unknown_suffix_or_folder_is_refused(trace, tmp_path):
     with pytest.raises(UserError, match=r"choose one of \.txt, \.md, \.html, \.json"):
         trace.save(tmp_path / "steps.pdf")
     with pytest.raises(UserError, match="does not exist"):
@@ -206,7 +206,7 @@ def test_saving_says_what_it_knows(trace, tmp_path):
 
 
 def test_the_precision_is_chosen(trace, tmp_path):
-    first = trace["normalized"].values[0, 0, 0, 0].item()
+    first = trace["x_hat"].values[0, 0, 0, 0].item()
     assert f"{first:.7f} " in trace.text(precision=7)
     text = trace.save(tmp_path / "a.txt", precision=1).read_text()
     assert f"{first:.1f} " in text

@@ -1,4 +1,4 @@
-/** The same norms on photographs: every channel before and after, and its histogram. */
+/** Photo: the norms on photographs, with every channel before and after and its histogram. */
 
 import { average, normalize, Refusal } from "./compute.mjs";
 import { byId, make, makeSvg } from "./dom.mjs";
@@ -8,10 +8,10 @@ const LONGEST = 256; // pixels of the longer side
 const MOST_PHOTOS = 4;
 const BINS = 64;
 const COLOURS = ["red", "green", "blue"];
-/** What is black and what is white. */
+/** Values that are shown black and white. */
 const RANGES = { before: [0, 255], after: [-3, 3] };
 
-/** The decoded pictures at one size, cut to the shape of the first: { planes, height, width, note }. */
+/** Decode pictures at one size, cut to the shape of the first: { planes, height, width, note }. */
 async function decode(files) {
   const bitmaps = await Promise.all(
     files.slice(0, MOST_PHOTOS).map((file) => createImageBitmap(file)),
@@ -39,14 +39,14 @@ async function decode(files) {
   return { planes: pixels.flatMap(toPlanes), height, width, note: notes.join(" ") };
 }
 
-/** Three planes of values from 0 to 255. */
+/** Three planes with values from 0 to 255. */
 function toPlanes(pixels) {
   return COLOURS.map((_, channel) =>
     Float64Array.from({ length: pixels.length / 4 }, (_, i) => pixels[4 * i + channel]),
   );
 }
 
-/** A picture for those who have none at hand: a hill, a sun, the sky. */
+/** Draw a picture of hills, a sun and the sky, for readers without a photograph. */
 function drawn() {
   const canvas = new OffscreenCanvas(192, 128);
   const context = canvas.getContext("2d");
@@ -84,13 +84,13 @@ function histogram(values, [low, high]) {
   return bins;
 }
 
-/** One plane as a grey picture with its histogram. */
+/** One plane as a grey picture, with its histogram. */
 function picture(values, height, width, range, colour, name) {
   const canvas = make("canvas", { width, height });
   const [low, high] = range;
   const image = new ImageData(width, height);
   values.forEach((value, i) => {
-    const grey = ((value - low) / (high - low)) * 255; // out of range: clamped by the array
+    const grey = ((value - low) / (high - low)) * 255; // the array clamps values out of range
     image.data.set([grey, grey, grey, 255], 4 * i);
   });
   canvas.getContext("2d").putImageData(image, 0, 0);
@@ -140,7 +140,7 @@ export class Photo {
       this.say(this.decoded.note);
     } catch {
       this.say(
-        "This file is no picture that this browser can read: choose a JPEG, PNG or WebP.",
+        "This browser cannot read this file as a picture: choose a JPEG, PNG or WebP.",
         true,
       );
       return;
@@ -154,7 +154,7 @@ export class Photo {
     byId("photo-status").classList.toggle("error", wrong);
   }
 
-  /** The norms of the page have changed. */
+  /** Show the photographs by these norms, if they have changed. */
   show(norms, eps) {
     const key = JSON.stringify([norms, eps]);
     if (key === this.key) return;
@@ -165,7 +165,7 @@ export class Photo {
   render() {
     const { height, width } = this.decoded;
     const planes = [...this.decoded.planes];
-    // A copy of half the contrast, as one more sample.
+    // One more sample: a copy with half the contrast.
     if (this.faded.checked)
       planes.push(...planes.slice(0, 3).map((plane) => plane.map((v) => 64 + v / 2)));
     const samples = planes.length / 3;

@@ -1,6 +1,6 @@
 /**
- * A feature map as a table: a row of planes for each sample, a column for each channel. Its cells
- * are walked by the arrow keys, and are one stop for the Tab key.
+ * Grid: a feature map as a table, with a row of planes for each sample and a column for each
+ * channel. Arrow keys move between its cells. The Tab key stops at the table once.
  */
 
 import { strengths } from "./compute.mjs";
@@ -15,19 +15,22 @@ const MOVES = {
   ArrowRight: [0, 1],
 };
 
-/** The element at a row and column of the whole table. */
+/** Element (n, c, h, w) at a row and a column of the whole table. */
 function atCell([, , H, W], row, column) {
   return [Math.floor(row / H), Math.floor(column / W), row % H, column % W];
 }
 
-/** The space between two planes. */
+/** Cell that separates two planes. */
 function gap() {
   return make("td", { class: "gap", role: "presentation" });
 }
 
 /**
- * Args: `label`, for screen readers; `editable`; and what to call: `select(at)` when the focus
- * arrives at an element, `hover(at or null)` for the pointer, `edit(at, text)` while typing.
+ * Table of one feature map.
+ *
+ * Args: `label`, for screen readers; `editable`; and three functions: `select(at)` is called when
+ * an element gets the focus, `hover(at or null)` when the pointer moves, `edit(at, text)` while a
+ * number is typed.
  */
 export class Grid {
   constructor({ label, editable = false, select, hover, edit }) {
@@ -43,9 +46,11 @@ export class Grid {
   }
 
   /**
-   * Args: `shape`; `values`, flat, of elements or, with `whole`, of planes; `shares`, (N, C) flat,
-   * and `others` of a second norm; `at`, the chosen element; `wrong`, a Map from flat index to the
-   * { text } that is no number there.
+   * Show values and marks.
+   *
+   * Args: `shape`; `values`, flat, of elements, or of planes if `whole`; `shares`, (N, C) flat, and
+   * `others`, the shares of a second norm; `at`, the chosen element; `wrong`, a Map from flat index
+   * to the { text } of a cell that holds no number.
    */
   update({ shape, values, whole = false, shares, others, at, wrong = new Map() }) {
     const layout = `${shape} ${whole}`;
@@ -54,7 +59,7 @@ export class Grid {
     Object.assign(this, { layout, shape, whole, chosen: at });
     const strength = strengths(shares);
     const digits = decimals(values);
-    // All fields are as wide as the longest number, up to a length.
+    // All fields are as wide as the longest number, up to 12 characters.
     const longest = Math.max(...Array.from(values, (value) => String(value).length));
     this.table.style.setProperty("--characters", Math.min(longest, 12));
     for (const [key, { cell, target, position }] of this.cells) {
@@ -72,7 +77,7 @@ export class Grid {
     if (hadFocus && !this.table.contains(document.activeElement)) this.focus(at);
   }
 
-  /** The text and the label of one cell. */
+  /** Show the text and the label of one cell. */
   show(target, value, digits, position, wrong) {
     const where = this.whole ? `sample ${position[0]}, channel ${position[1]}` : place(position);
     if (this.editable) {
@@ -136,13 +141,13 @@ export class Grid {
     return cell;
   }
 
-  /** The element that is shown by this part of the page, or null. */
+  /** Element shown by a node of the page, or null. */
   at(node) {
     const cell = node.closest("[data-at]");
     return cell && cell.dataset.at.split(",").map(Number);
   }
 
-  /** The same, where a whole plane stands for the element of it that was chosen before. */
+  /** Element of a node. A whole plane stands for its element that was chosen before. */
   elementAt(node) {
     const at = this.at(node);
     return at && this.whole ? [...at.slice(0, 2), ...this.chosen.slice(2)] : at;
@@ -168,7 +173,7 @@ export class Grid {
     let row = from[0] * H + from[2];
     let column = from[1] * W + from[3];
     if (key in MOVES) {
-      // Inside a number that is being typed, left and right belong to the text.
+      // Inside a number that is being typed, left and right move the text cursor.
       if (this.editable && key === "ArrowLeft" && target.selectionStart > 0) return;
       if (this.editable && key === "ArrowRight" && target.selectionEnd < target.value.length)
         return;

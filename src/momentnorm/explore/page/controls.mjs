@@ -1,4 +1,4 @@
-/** The settings: fields that say in place what is wrong with them. */
+/** Controls: the fields of the settings, with an error message below each field. */
 
 import { LAYERS, keepsRunning } from "./compute.mjs";
 import { make, say } from "./dom.mjs";
@@ -17,7 +17,7 @@ import {
   resized,
 } from "./state.mjs";
 
-/** An input with its label, a hint, and room for what is wrong with it. */
+/** Input with its label, a hint and an error message. `change(text)` is called while typing. */
 class Field {
   constructor(id, label, { hint, change, ...attributes }) {
     this.input = make("input", { id, autocomplete: "off", spellcheck: "false", ...attributes });
@@ -41,7 +41,7 @@ class Field {
     });
   }
 
-  /** Show what is wrong; an empty message is that nothing is. `own`: what is typed is no value. */
+  /** Show an error message, or none if it is empty. `own`: the text of this field is no value. */
   fail(message, own = true) {
     this.failed = own && message !== "";
     say(this.error, message);
@@ -49,7 +49,7 @@ class Field {
     this.input.setAttribute("aria-invalid", message !== "");
   }
 
-  /** The value of the state, unless somebody is typing here, and why a norm refuses it. */
+  /** Show a value, unless a reader types here, and the message of a norm that refuses it. */
   set(value, force, refusal = "") {
     if (force) this.failed = false;
     if (this.failed) return;
@@ -78,7 +78,7 @@ function toggle(id, label, change) {
   };
 }
 
-/** One of the two norms: the layer, its groups, its mode. */
+/** Controls of one of the two norms: the layer, its groups, its mode. */
 class NormControls {
   constructor(slot, label, change) {
     const options = slot === "a" ? LAYERS : { none: "nothing", ...LAYERS };
@@ -101,8 +101,8 @@ class NormControls {
     this.tracking = toggle(`${slot}-tracking`, "keep running statistics", (tracking) =>
       alter({ tracking, training: true }),
     );
-    this.training = toggle(`${slot}-eval`, "evaluate with them", (on) => alter({ training: !on }));
-    this.always = make("p", { class: "hint" }, "The same in training and in evaluation.");
+    this.training = toggle(`${slot}-eval`, "evaluate with running statistics", (on) => alter({ training: !on }));
+    this.always = make("p", { class: "hint" }, "Training and evaluation give the same result.");
     this.element = make(
       "div",
       { class: "norm" },
@@ -137,6 +137,43 @@ const LISTS = {
   varWeight: "Weights of the variances (in, ln, bn)",
 };
 
+function group(legend, ...elements) {
+  return make("fieldset", {}, make("legend", {}, legend), ...elements);
+}
+
+/** Fields of the four sizes. They share one error message, `error`. */
+function shapeFields(change, error) {
+  return DIMENSIONS.map((name, i) => {
+    const field = new Field(`shape-${name}`, name, { type: "number", min: 1, max: MOST[i], change });
+    field.error.remove();
+    field.error = error;
+    field.input.setAttribute("aria-describedby", error.id);
+    return field;
+  });
+}
+
+/** Field of a number of the state. */
+function numberField(change, name, label, hint) {
+  return new Field(name, label, {
+    hint,
+    change: (text) => {
+      const value = checkRange(name, readNumber(text));
+      change((state) => ({ ...state, [name]: value }));
+    },
+  });
+}
+
+/** Field of a list of the state, with a number for each channel or kind of statistics. */
+function listField(change, name) {
+  return new Field(name, LISTS[name], {
+    change: (text) =>
+      change((state) => {
+        const count = name in PER_KIND ? 3 : state.shape[1];
+        return { ...state, [name]: checkRange(name, readList(text, count)) };
+      }),
+  });
+}
+
 export class Controls {
   /** `change(state => state)` replaces the state. */
   constructor(change) {
@@ -144,90 +181,48 @@ export class Controls {
       new NormControls("a", "Normalization", change),
       new NormControls("b", "Compare with", change),
     ];
-    this.shape = DIMENSIONS.map(
-      (name, i) =>
-        new Field(`shape-${name}`, name, {
-          type: "number",
-          min: 1,
-          max: MOST[i],
-          change: () => this.reshape(change),
-        }),
-    );
-    // The four of them have one place for what is wrong.
     this.shapeError = make("p", { id: "shape-error", class: "error", role: "alert" });
-    for (const field of this.shape) {
-      field.error.remove();
-      field.error = this.shapeError;
-      field.input.setAttribute("aria-describedby", "shape-error");
-    }
-    const single = (name, label, hint) =>
-      new Field(name, label, {
-        hint,
-        change: (text) => {
-          const value = checkRange(name, readNumber(text));
-          change((state) => ({ ...state, [name]: value }));
-        },
-      });
-    const list = (name) =>
-      new Field(name, LISTS[name], {
-        change: (text) =>
-          change((state) => {
-            const count = name in PER_KIND ? 3 : state.shape[1];
-            return { ...state, [name]: checkRange(name, readList(text, count)) };
-          }),
-      });
+    this.shape = shapeFields(() => this.reshape(change), this.shapeError);
     this.fields = {
-      eps: single("eps", "eps"),
-      momentum: single(
+      eps: numberField(change, "eps", "eps"),
+      momentum: numberField(
+        change,
         "momentum",
         "Momentum",
-        "The share of a batch in the running statistics; of Switchable Norm, the share that they keep.",
+        "The share of a batch in the running statistics. In Switchable Norm, the share that they keep.",
       ),
     };
-    for (const name of Object.keys({ ...PER_CHANNEL, ...PER_KIND })) this.fields[name] = list(name);
-    const { eps, momentum, weight, bias, runningMean, runningVar, meanWeight, varWeight } =
-      this.fields;
-    const group = (legend, ...fields) =>
-      make(
-        "fieldset",
-        {},
-        make("legend", {}, legend),
-        ...fields.map((field) => field.element ?? field),
-      );
-    this.running = group("Running statistics", runningMean, runningVar, momentum);
-    this.kinds = group("Proportions of Switchable Norm", meanWeight, varWeight);
+    for (const name of Object.keys({ ...PER_CHANNEL, ...PER_KIND }))
+      this.fields[name] = listField(change, name);
     this.norms = make("div", {}, ...this.choices.map((choice) => choice.element));
+    this.arrange();
+  }
+
+  /** Put the fields into groups. */
+  arrange() {
+    const elements = (...names) => names.map((name) => this.fields[name].element);
+    this.running = group("Running statistics", ...elements("runningMean", "runningVar", "momentum"));
+    this.kinds = group("Proportions of Switchable Norm", ...elements("meanWeight", "varWeight"));
+    const sizes = make("div", { class: "sizes" }, ...this.shape.map((field) => field.element));
+    const hint = "Weight and bias: a number for each channel, with commas between, or one for all.";
     this.more = make(
       "div",
       {},
-      group(
-        "Shape",
-        make("div", { class: "sizes" }, ...this.shape.map((field) => field.element)),
-        this.shapeError,
-      ),
-      group(
-        "Parameters",
-        eps,
-        weight,
-        bias,
-        make(
-          "p",
-          { class: "hint" },
-          "Weight and bias: a number for each channel, with commas between, or one for all.",
-        ),
-      ),
+      group("Shape", sizes, this.shapeError),
+      group("Parameters", ...elements("eps", "weight", "bias"), make("p", { class: "hint" }, hint)),
       this.running,
       this.kinds,
     );
   }
 
+  /** Read the four sizes and change the shape of the state. */
   reshape(change) {
     const shape = readShape(this.shape.map((field) => field.input.value));
     for (const field of this.shape) field.failed = false;
     change((state) => resized(state, shape));
   }
 
-  /** Show the state and what the norms refuse. `force`: also in the field that has the focus. */
+  /** Show the state and the refusals. With `force`, the field with the focus changes too. */
   set(state, refusals, force = false) {
     const chosen = [state.a, state.b].filter(Boolean);
     const { running, kinds } = relevant(chosen);

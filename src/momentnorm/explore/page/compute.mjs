@@ -1,15 +1,15 @@
 /**
- * The numbers, and nothing but numbers: the library's steps, by the library's names.
+ * Compute: the numbers of the page, by the steps and the names of the library.
  *
  *   mean, var = moments(x)                 per plane, (N, C)
  *   mean, var = pool(mean, var)            a policy on the (N, C) grid
  *   scale     = weight / sqrt(var + eps)   (N, C)
  *   y         = (x - mean) * scale + bias
  *
- * A feature map (N, C, H, W) is a flat array in that order; (N, C) arrays are flat too. A setting is
+ * A feature map (N, C, H, W) is a flat array in this order. Arrays (N, C) are flat too. A setting is
  *
  *   { layer, shape: [N, C, H, W], groups, eps, weight, bias,   weight and bias of length C
- *     training, tracking,                                      tracking: keeps running statistics
+ *     training, tracking,                                      tracking: keep running statistics
  *     momentum, runningMean, runningVar,                       of length C
  *     meanWeight, varWeight }                                  of length 3: in, ln, bn
  */
@@ -23,7 +23,7 @@ export const LAYERS = {
   rms: "RMS Norm",
 };
 
-/** What a setting cannot do: the field that is at fault, and a message that says the fix. */
+/** Error for a setting that is not possible: the field at fault, and a message with the fix. */
 export class Refusal extends Error {
   constructor(field, message) {
     super(message);
@@ -31,7 +31,7 @@ export class Refusal extends Error {
   }
 }
 
-/** Whether the moments (of SwitchableNorm: the batch's) are the running ones. */
+/** Whether the running moments are used. SwitchableNorm uses them in place of the batch's. */
 export function usesRunning({ layer, training, tracking }) {
   return !training && keepsRunning({ layer, tracking });
 }
@@ -41,25 +41,25 @@ export function keepsRunning({ layer, tracking }) {
   return layer === "switchable" || ((layer === "instance" || layer === "batch") && tracking);
 }
 
-/** Throw a Refusal where the library raises. */
+/** Throw a Refusal for the settings that the library refuses. */
 export function check(setting) {
   const { layer, shape, groups, eps } = setting;
   const [N, C, H, W] = shape;
-  const ofInput = !usesRunning(setting);
+  const usesInput = !usesRunning(setting);
   if (!(eps >= 0)) throw new Refusal("eps", `eps is ${eps}: it must be 0 or more, such as 1e-5`);
-  if (layer === "instance" && ofInput && H * W === 1)
+  if (layer === "instance" && usesInput && H * W === 1)
     throw new Refusal(
       "shape",
       "Instance Norm needs more than 1 element a plane: one value has no " +
         "variance. Make height or width larger, or track running statistics and evaluate.",
     );
-  if (layer === "batch" && ofInput && N * H * W === 1)
+  if (layer === "batch" && usesInput && N * H * W === 1)
     throw new Refusal(
       "shape",
       "Batch Norm needs more than 1 value a channel: one value has no " +
         "variance. Use a larger batch or plane, or evaluate with running statistics.",
     );
-  if (layer === "batch" && ofInput && eps === 0)
+  if (layer === "batch" && usesInput && eps === 0)
     throw new Refusal("eps", "Batch Norm needs an eps above 0 in training, such as 1e-5.");
   if (layer === "group") {
     if (!Number.isInteger(groups) || groups < 1 || C % groups) {
@@ -91,7 +91,7 @@ export function average(values) {
   return sum / values.length;
 }
 
-/** Mean and biased variance of each plane. The second mean takes away the rounding of the first. */
+/** Mean and biased variance of each plane. A second mean corrects the rounding of the first. */
 export function moments(x, [N, C, H, W]) {
   const size = H * W;
   const mean = new Float64Array(N * C);
@@ -105,7 +105,7 @@ export function moments(x, [N, C, H, W]) {
   return { mean, var: variance };
 }
 
-/** The planes of the pool that (n, c) is in: `samples` x `channels` neighbours, as flat indices. */
+/** Flat indices of the planes in the pool of (n, c), which spans `samples` x `channels` planes. */
 function poolOf(n, c, samples, channels, C) {
   const planes = [];
   const firstN = n - (n % samples),
@@ -115,7 +115,7 @@ function poolOf(n, c, samples, channels, C) {
   return planes;
 }
 
-/** How many samples and channels share their statistics. Of SwitchableNorm: one of its three. */
+/** Numbers of samples and channels that share statistics. For SwitchableNorm, those of "in". */
 export function extent({ layer, shape: [N, C], groups }) {
   if (layer === "batch") return [N, 1];
   if (layer === "group") return [1, C / groups];
@@ -129,11 +129,11 @@ export function pool({ mean, var: variance }, [N, C], samples, channels) {
   for (let n = 0; n < N; n++)
     for (let c = 0; c < C; c++) {
       const planes = poolOf(n, c, samples, channels, C);
-      const together = planes.length === 1 ? mean[planes[0]] : average(planes.map((p) => mean[p]));
-      pooled.mean[n * C + c] = together;
+      const centre = planes.length === 1 ? mean[planes[0]] : average(planes.map((p) => mean[p]));
+      pooled.mean[n * C + c] = centre;
       pooled.var[n * C + c] =
         average(planes.map((p) => variance[p])) +
-        average(planes.map((p) => (mean[p] - together) ** 2));
+        average(planes.map((p) => (mean[p] - centre) ** 2));
     }
   return pooled;
 }
@@ -145,7 +145,7 @@ export function softmax(weights) {
   return powers.map((power) => power / sum);
 }
 
-/** One value per channel, for every plane. */
+/** Values of channels, (C,), repeated for every plane, (N, C). */
 function perPlane(values, [N, C]) {
   return Float64Array.from({ length: N * C }, (_, plane) => values[plane % C]);
 }
@@ -154,7 +154,7 @@ function running({ runningMean, runningVar, shape }) {
   return { mean: perPlane(runningMean, shape), var: perPlane(runningVar, shape) };
 }
 
-/** The three moments that SwitchableNorm mixes. Its variances are unbiased. */
+/** Moments of plane, sample and batch that SwitchableNorm mixes. Its variances are unbiased. */
 export function kindsOfMoments(setting, planes) {
   const { shape } = setting;
   const [N, C, H, W] = shape;
@@ -166,7 +166,7 @@ export function kindsOfMoments(setting, planes) {
   };
 }
 
-/** The moments that each plane is normalized with, (N, C). RMSNorm's mean is 0. */
+/** Moments that each plane is normalized with, (N, C). The mean of RMSNorm is 0. */
 export function pooled(setting, planes) {
   const { layer, shape, meanWeight, varWeight } = setting;
   if (layer === "switchable") {
@@ -182,7 +182,7 @@ export function pooled(setting, planes) {
   return { mean: mean.map(() => 0), var: variance.map((v, p) => v + mean[p] ** 2) };
 }
 
-/** The share of every plane, (N, C), in the statistics of plane (n, c). All 0: in none of them. */
+/** Share of every plane, (N, C), in the statistics of plane (n, c). Running statistics give 0. */
 export function shares(setting, n, c) {
   const { layer, shape, meanWeight } = setting;
   const [N, C] = shape;
@@ -200,7 +200,7 @@ export function shares(setting, n, c) {
   return found;
 }
 
-/** How strongly to mark each plane: by its share, but so that a small one is still seen. */
+/** Strength of the mark of each plane. It grows with the share, and small shares stay visible. */
 export function strengths(shares) {
   const strongest = Math.max(...shares);
   return Array.from(shares, (share) => (share > 0 ? 0.35 + (0.65 * share) / strongest : 0));
@@ -221,8 +221,8 @@ export function apply({ shape: [, C, H, W], bias }, x, mean, scale) {
 }
 
 /**
- * All of it, step by step: `planes` and `mean`, `var` (N, C); `centred`, `divided` and `y` (N, C, H, W).
- * RMSNorm has no bias.
+ * All steps: `planes`, the moments of the planes; `mean` and `var`, (N, C); `centred`, `xHat` and
+ * `y`, (N, C, H, W). RMSNorm has no bias.
  */
 export function normalize(setting, x) {
   check(setting);
@@ -238,18 +238,18 @@ export function normalize(setting, x) {
     mean,
     var: variance,
     centred: apply(plain, x, mean, unscaled),
-    divided: apply(plain, x, mean, scale(plain, variance)),
+    xHat: apply(plain, x, mean, scale(plain, variance)),
     y: apply(affine, x, mean, scale(affine, variance)),
   };
 }
 
-/** What a training step adds to the running statistics: (C,), the variance unbiased. */
+/** Moments of the batch that a training step adds to the running ones, (C,). `var` is unbiased. */
 export function ofBatch({ layer, shape }, planes) {
   const [N, C, H, W] = shape;
   const size = H * W;
   const first = (values) => Array.from(values.slice(0, C));
   if (layer === "instance") {
-    // The samples' average of each channel's moments, not the moments of all of them together.
+    // InstanceNorm averages the moments of the planes; it does not pool them.
     const over = (values) =>
       Array.from({ length: C }, (_, c) => average(values.filter((_, plane) => plane % C === c)));
     return { mean: over(planes.mean), var: over(planes.var).map((v) => v * (size / (size - 1))) };
@@ -264,12 +264,12 @@ export function ofBatch({ layer, shape }, planes) {
   return { mean: first(mean), var: first(variance).map((v) => v * (count / (count - 1))) };
 }
 
-/** The share of the batch in the new running statistics. SwitchableNorm's momentum is what stays. */
+/** Share of the batch in the new running statistics. SwitchableNorm's momentum is the other part. */
 export function shareOfBatch({ layer, momentum }) {
   return layer === "switchable" ? 1 - momentum : momentum;
 }
 
-/** The running statistics after one training step: running += share * (batch - running). */
+/** Running statistics after one training step: running += share * (batch - running). */
 export function updated(setting, planes) {
   const share = shareOfBatch(setting);
   const batch = ofBatch(setting, planes);

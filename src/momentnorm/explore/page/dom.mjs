@@ -1,6 +1,6 @@
-/** Making elements. */
+/** DOM: functions that make and change elements. */
 
-/** An element: attributes by name, `on...` as listeners, and children (text is escaped by the DOM). */
+/** Make an element. Attributes `on...` are listeners. The DOM escapes text children. */
 export function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -13,7 +13,7 @@ export function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** The same in SVG. */
+/** Make an element of SVG. */
 export function makeSvg(tag, attributes = {}, ...children) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -21,7 +21,7 @@ export function makeSvg(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Set a text, but only if it is another: screen readers read a text aloud whenever it is set. */
+/** Set a text if it differs. Screen readers read a text aloud each time it is set. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }

@@ -1,21 +1,21 @@
-/** What the page shows, as one value: where it starts, how it changes, and how a link carries it. */
+/** State: everything that the page shows, as one value, and its form in a link. */
 
 import { LAYERS, keepsRunning } from "./compute.mjs";
 
-/** A published worked example: means 5.0 13.5 / 5.0 15.5, variances 8.5 7.25 / 6.5 8.75. */
+/** Published worked example: means 5.0 13.5 / 5.0 15.5, variances 8.5 7.25 / 6.5 8.75. */
 export const EXAMPLE = {
   shape: [2, 2, 2, 2],
   x: [1, 6, 9, 4, 12, 18, 13, 11, 2, 7, 3, 8, 19, 17, 15, 11],
 };
 
 export const DIMENSIONS = ["batch", "channels", "height", "width"];
-/** Of each dimension: as much as a person can still follow. */
+/** Largest size of each dimension that a reader can still follow. */
 export const MOST = [6, 8, 6, 6];
 export const MOST_VALUES = 288;
 
-/** The lists with a number for each channel, and what a new channel starts with. */
+/** Lists with a number for each channel, and the first value of a new channel. */
 export const PER_CHANNEL = { weight: 1, bias: 0, runningMean: 0, runningVar: 1 };
-/** The lists with a number for each kind of statistics, of SwitchableNorm. */
+/** Lists with a number for each kind of statistics of SwitchableNorm, and their first value. */
 export const PER_KIND = { meanWeight: 1, varWeight: 1 };
 
 export const STEPS = 5;
@@ -42,19 +42,19 @@ export function initial() {
   };
 }
 
-/** One of the two norms of a state, as compute.mjs takes it. */
+/** Setting of compute.mjs for one of the two norms of a state. */
 export function settingOf(state, norm) {
   return { ...state, ...norm };
 }
 
-/** The place of an element in the flat array. */
+/** Index of an element in the flat array. */
 export function indexOf([, C, H, W], [n, c, h, w]) {
   return ((n * C + c) * H + h) * W + w;
 }
 
-/** A number, or an Error that says what is wrong with it. */
+/** Read a number. The Error for a wrong one names the fix. */
 export function readNumber(text) {
-  // A comma is a decimal point to many people, but not here: lists are separated by it.
+  // A decimal comma is refused, because commas separate the numbers of a list.
   const plain = text.trim().replace("−", "-");
   const value = Number(plain);
   if (plain === "") throw new Error("empty: write a number, such as 1.5");
@@ -72,7 +72,7 @@ export function readWhole(text, least, most) {
   return value;
 }
 
-/** `count` numbers with commas between. One number stands for all of them. */
+/** Read `count` numbers with commas between them. One number alone stands for all. */
 export function readList(text, count) {
   const values = text.split(/[,;]/).map(readNumber);
   if (values.length === 1) return Array(count).fill(values[0]);
@@ -83,7 +83,7 @@ export function readList(text, count) {
   return values;
 }
 
-/** Four whole numbers that a page has room for. */
+/** Read a shape: four whole numbers, not too large for the page. */
 export function readShape(texts) {
   const shape = texts.map((text, i) => {
     try {
@@ -101,19 +101,19 @@ export function readShape(texts) {
   return shape;
 }
 
-/** The ranges of single numbers and of lists. */
+/** Check the range of a number or of a list of numbers. */
 export function checkRange(name, values) {
   for (const value of [values].flat()) {
     if (name === "eps" && value < 0) throw new Error(`${value} is below 0: write such as 1e-5`);
     if (name === "momentum" && (value < 0 || value > 1))
       throw new Error(`${value} is not between 0 and 1`);
     if (name === "runningVar" && value < 0)
-      throw new Error(`${value} is below 0, which no variance is`);
+      throw new Error(`${value} is below 0: no variance is; write 0 or more`);
   }
   return values;
 }
 
-/** The state with another shape: values that have a place keep it, new ones are small integers. */
+/** State with another shape. Values keep their place if it exists; new ones are small integers. */
 export function resized(state, shape) {
   const [N, C, H, W] = shape;
   const x = [];
@@ -133,7 +133,7 @@ export function resized(state, shape) {
   return { ...state, shape, x, at, ...Object.fromEntries(lists) };
 }
 
-/** "group-4", "batch-eval", "instance-tracked-eval". */
+/** Norm as text, such as "group-4", "batch-eval", "instance-tracked-eval". */
 function writeNorm({ layer, groups, training, tracking }) {
   const words = [layer];
   if (layer === "group") words.push(groups);
@@ -157,7 +157,7 @@ function readNorm(text) {
 
 const same = (one, other) => JSON.stringify(one) === JSON.stringify(other);
 
-/** What differs from the start, as the part of a link behind the #. */
+/** Differences from the first state, as the part of a link after the #. */
 export function toHash(state) {
   const start = resized(initial(), state.shape);
   const parameters = new URLSearchParams();
@@ -179,7 +179,7 @@ export function toHash(state) {
   return parameters.toString().replaceAll("%2C", ",");
 }
 
-/** The state of a link, and a sentence for everything in it that is wrong and was left out. */
+/** State of a link, and a sentence for each wrong part, which is left out. */
 export function fromHash(hash) {
   const problems = [];
   let state = initial();
@@ -216,7 +216,7 @@ export function fromHash(hash) {
   return { state, problems };
 }
 
-/** Which settings have a meaning for one of these norms. */
+/** Groups of settings that one of these norms uses. */
 export function relevant(norms) {
   return {
     running: norms.some(keepsRunning),
