@@ -1,0 +1,28 @@
+"""Keras 3 layers on the kernels, and a door for models of TensorFlow Addons.
+
+:class:`GroupNormalization`, :class:`LayerNormalization` and :class:`BatchNormalization` are
+subclasses of Keras' own: same constructor, weights and ``get_config``.
+:class:`InstanceNormalization` is ``GroupNormalization(groups=-1)`` under the name that it has in
+TensorFlow Addons.
+
+The kernels serve where Keras runs on torch (``KERAS_BACKEND=torch``). With another backend, and for
+what no kernel takes, each layer does Keras' own computation.
+"""
+
+from .layers import (
+    BatchNormalization,
+    GroupNormalization,
+    InstanceNormalization,
+    LayerNormalization,
+)
+from .models import accelerate, register_addons, restore
+
+__all__ = [
+    "BatchNormalization",
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "accelerate",
+    "register_addons",
+    "restore",
+]
