@@ -45,6 +45,7 @@ from .relatives import (
 from .sequential import Sequential
 
 if _TYPE_CHECKING:
+    from .deployment import export_check
     from .explain import explain
 
 __version__ = _version("momentnorm")
@@ -86,6 +87,7 @@ __all__ = [
     "accelerate",
     "check",
     "explain",
+    "export_check",
     "functional",
     "get_norm_layer",
     "load_legacy",
@@ -100,4 +102,6 @@ def __getattr__(name: str) -> _Any:
     # An application: imported when it is asked for. The package is the function.
     if name == "explain":
         return _importlib.import_module(".explain", __name__)
+    if name == "export_check":
+        return _importlib.import_module(".deployment", __name__).export_check
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 #: What the extras of these commands install.
 _EXTRAS = {
     "stylize": ("numpy", "PIL", "safetensors", "rich", "matplotlib"),
+    "export": ("numpy", "onnx", "onnxruntime"),
     "studies": ("numpy", "PIL", "safetensors", "rich", "matplotlib", "sklearn"),
 }
 
@@ -54,6 +55,14 @@ def _run_study(argv: Sequence[str]) -> int:
     return command.main(argv)
 
 
+def _run_export_check(argv: Sequence[str]) -> int:
+    try:
+        from .deployment import command
+    except ImportError as error:
+        return _missing("export-check", "export", error)
+    return command.main(argv)
+
+
 def _run_doctor(argv: Sequence[str]) -> int:
     from . import _doctor
 
@@ -78,6 +87,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "figure": (_run_figure, "draw which elements of a feature map share their statistics"),
     "explore": (_run_explore, "write the page on which a normalization is done step by step"),
     "study": (_run_study, "rerun, with numbers, what is often said of these norms"),
+    "export-check": (_run_export_check, "compare a model's norms with its ONNX file"),
     "doctor": (_run_doctor, "say which backend takes which call on this machine, and why"),
 }
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from .graph import NORMALIZATIONS, Graph
 from .layers import Call, record
-from .match import places, same_values
+from .match import Place, by_order, by_values, same_values
 from .one_layer import LayerCheck
 from .report import ExportReport, Finding, Row
 from .runtimes import Runtime, reference, runner
@@ -74,32 +74,134 @@ def export_check(
     """
     run = runner(runtime)
     name = runtime if isinstance(runtime, str) else "the runtime"
-    graph = Graph(_loaded(file))
     inputs = example if isinstance(example, tuple) else (example,)
-    calls, outputs = record(model, inputs)
+    graph = Graph(_loaded(file))
     feeds = _feeds(graph, inputs)
-    starts = graph.starts()
-    findings: list[Finding] = []
-    values, results = _run_whole(graph, run, name, feeds, starts, findings)
-    known = {**feeds, **values}
-    rows = []
-    used: list[tuple[str, str]] = []
-    for call, place in zip(
-        calls, places(calls, {n: known[n] for n in starts if n in known}), strict=True
-    ):
-        if place is None:
-            row, missing = _without_place(call, graph, run, feeds, bool(findings))
-            rows.append(row)
-            findings += missing
-            continue
-        check = LayerCheck(call, place, graph, known, run, name)
-        check.check()
-        rows.append(check.row)
-        findings += check.findings
-        used.append((place.start, check.row.output))
+    calls, outputs = record(model, inputs)
+    comparison = _Comparison(graph, run, name, feeds)
+    comparison.compare(calls)
+    findings = comparison.findings
     if not findings:
-        findings += _elsewhere(outputs, results)
-    return ExportReport(tuple(findings), tuple(rows), graph.opset, _others(graph, used))
+        findings += _elsewhere(outputs, comparison.results)
+    return ExportReport(tuple(findings), tuple(comparison.rows), graph.opset, comparison.others())
+
+
+class _Comparison:
+    """A file against the calls of a model's layers, one after the other.
+
+    Where a layer differs, the file goes on with the model's values, so that the layers behind it
+    are recognized, and judged by themselves.
+    """
+
+    def __init__(self, graph: Graph, run: Runtime, name: str, feeds: Arrays) -> None:
+        self.graph, self.run, self.name, self.feeds = graph, run, name, feeds
+        self.starts = graph.starts()
+        self.findings: list[Finding] = []
+        self.rows: list[Row] = []
+        self.fixed: Arrays = {}
+        self.regions: list[tuple[str, str]] = []
+        self.values: Arrays = {}
+        #: The outputs of the file as it is.
+        self.results = self._run(self.starts)
+
+    def compare(self, calls: list[Call]) -> None:
+        """Fill the rows and the findings."""
+        behind = None
+        for i, call in enumerate(calls):
+            starting = {n: self.values[n] for n in self.starts if n in self.values}
+            place = by_values(call, starting, i / len(calls))
+            folded = None if place is not None else self._folded(call)
+            if folded is not None:
+                self.rows.append(folded)
+                continue
+            place = place or by_order(call, starting, behind)
+            if place is None:
+                self.rows.append(Row(call.name))
+                self.findings.append(_missing(call))
+                continue
+            behind = place.start
+            self._compare_one(call, place)
+
+    def _compare_one(self, call: Call, place: Place) -> None:
+        check = LayerCheck(call, place, self.graph, self.values, self.run, self.name)
+        check.check()
+        self.rows.append(check.row)
+        self.findings += check.findings
+        end = check.row.output
+        if end:
+            self.regions.append((place.start, end))
+        if end and check.findings:
+            kind = self.values[place.start].dtype
+            self.fixed[end] = place.from_model(call.output).astype(kind)
+            self._run(self.starts)
+
+    def _run(self, names: list[str]) -> list[NDArray[Any]]:
+        """Take what these tensors hold on the example into the values; the file's outputs."""
+        model = self.graph.exposing(names, self.fixed)
+        try:
+            found = list(self.run(model, self.feeds))
+        except Exception as error:
+            text = " ".join(str(error).split())[:200]
+            if not any(finding.kind == "runs" for finding in self.findings):
+                self.findings.append(_does_not_run(self.name, text))
+            try:
+                found = list(reference(model, self.feeds))
+            except Exception as second:
+                raise ValueError(
+                    f"neither {self.name} nor ONNX's reference runs the file on the example: "
+                    f"{text}; pass an example of the shape that the file declares"
+                ) from second
+        keys = [value.name for value in model.graph.output]
+        self.values = {**self.feeds, **dict(zip(keys, found, strict=True))}
+        return found[: len(self.graph.model.graph.output)]
+
+    def _folded(self, call: Call) -> Row | None:
+        """A layer whose input is nowhere in the file, and whose output is."""
+        nodes = self.graph.nodes
+        names = [n for node in nodes for n in node.output if n and n not in self.graph.constants]
+        model = self.graph.exposing(names, self.fixed)
+        try:
+            found = self.run(model, self.feeds)
+        except Exception:  # a tensor that cannot be an output: nothing can be said
+            return None
+        keys = [value.name for value in model.graph.output]
+        output = same_values(call, dict(zip(keys, found, strict=True)), 5e-3)
+        if output is None:
+            return None
+        producer = self.graph.producer.get(output)
+        operator = "a constant" if producer is None else nodes[producer].op_type
+        return Row(call.name, f"folded into {operator}", output=output)
+
+    def others(self) -> tuple[str, ...]:
+        """Outputs of the file's normalizing operators that are no part of a compared layer."""
+        covered: set[int] = set()
+        for start, end in self.regions:
+            covered.update(self.graph.region(start, [end])[0])
+        return tuple(
+            node.output[0]
+            for i, node in enumerate(self.graph.nodes)
+            if node.op_type in NORMALIZATIONS and i not in covered
+        )
+
+
+def _does_not_run(name: str, text: str) -> Finding:
+    return Finding(
+        "",
+        "runs",
+        "runtime",
+        f"{name} does not run the file: {text}",
+        "export with another opset, or use another runtime",
+    )
+
+
+def _missing(call: Call) -> Finding:
+    return Finding(
+        call.name,
+        "missing",
+        "export",
+        "no tensor of the file has the values of this layer's input or output",
+        "export again; a layer that the exporter left out has to be in the model's forward",
+    )
 
 
 def _loaded(file: Any) -> onnx.ModelProto:
@@ -134,68 +236,6 @@ def _feeds(graph: Graph, inputs: tuple[Any, ...]) -> Arrays:
     return feeds
 
 
-def _run_whole(
-    graph: Graph,
-    run: Runtime,
-    name: str,
-    feeds: Arrays,
-    names: list[str],
-    findings: list[Finding],
-) -> tuple[Arrays, list[NDArray[Any]]]:
-    """What these tensors hold on the example, and the outputs of the file."""
-    model = graph.exposing(names)
-    try:
-        found = list(run(model, feeds))
-    except Exception as error:
-        text = " ".join(str(error).split())[:200]
-        findings.append(
-            Finding(
-                "", "runs", "runtime", f"{name} does not run the file: {text}",
-                "export with another opset, or use another runtime",
-            )
-        )  # fmt: skip
-        try:
-            found = list(reference(model, feeds))
-        except Exception as second:
-            raise ValueError(
-                f"neither {name} nor ONNX's reference runs the file on the example: {text}; pass "
-                "an example of the shape that the file declares"
-            ) from second
-    keys = [value.name for value in model.graph.output]
-    values = dict(zip(keys, found, strict=True))
-    return values, found[: len(graph.model.graph.output)]
-
-
-def _without_place(
-    call: Call, graph: Graph, run: Runtime, feeds: Arrays, doubtful: bool
-) -> tuple[Row, list[Finding]]:
-    """A layer whose input is nowhere in the file: folded into the layer before it, or missing."""
-    names = [n for node in graph.nodes for n in node.output if n and n not in graph.constants]
-    try:
-        found = run(graph.exposing(names), feeds)
-        there = {value.name for value in graph.model.graph.output}
-        keys = [value.name for value in graph.model.graph.output]
-        keys += [n for n in names if n not in there]
-        values = dict(zip(keys, found, strict=True))
-    except Exception:  # a tensor that cannot be an output: nothing can be said
-        values = {}
-    output = same_values(call, values, 5e-3)
-    row = Row(call.name)
-    if output is not None:
-        producer = graph.producer.get(output)
-        operator = graph.nodes[producer].op_type if producer is not None else "a constant"
-        row.operator, row.output = f"folded into {operator}", output
-        return row, []
-    cause = " (an earlier finding may be the cause)" if doubtful else ""
-    return row, [
-        Finding(
-            call.name, "missing", "export",
-            f"no tensor of the file has the values of this layer's input or output{cause}",
-            "export again; a layer that the exporter left out has to be in the model's forward",
-        )
-    ]  # fmt: skip
-
-
 def _elsewhere(outputs: Any, results: list[NDArray[Any]]) -> list[Finding]:
     """Compare the outputs of the model and of the file, where every layer agrees."""
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
@@ -215,16 +255,3 @@ def _elsewhere(outputs: Any, results: list[NDArray[Any]]) -> list[Finding]:
                 )
             ]  # fmt: skip
     return []
-
-
-def _others(graph: Graph, used: list[tuple[str, str]]) -> tuple[str, ...]:
-    """Operators of the file that are a normalization, and of no layer that was compared."""
-    covered: set[int] = set()
-    for start, end in used:
-        if end:
-            covered.update(graph.region(start, [end])[0])
-    return tuple(
-        node.output[0]
-        for i, node in enumerate(graph.nodes)
-        if node.op_type in NORMALIZATIONS and i not in covered
-    )

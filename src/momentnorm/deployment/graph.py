@@ -81,6 +81,7 @@ _SHAPES = {
     "Size",
     "Slice",
     "Tile",
+    "ReduceProd",
 }
 #: What a normalization and the activation behind it are made of. Everything else ends a region.
 _LIGHT = NORMALIZATIONS | _REDUCTIONS | _VIEWS | _ARITHMETIC | _SHAPES | {"Dropout"}
@@ -204,10 +205,20 @@ class Graph:
             graph, opset_imports=self.model.opset_import, ir_version=self.model.ir_version
         )
 
-    def exposing(self, names: Iterable[str]) -> onnx.ModelProto:
-        """Return the whole file with these tensors as further outputs."""
+    def exposing(
+        self, names: Iterable[str], fixed: dict[str, NDArray[Any]] | None = None
+    ) -> onnx.ModelProto:
+        """Return the whole file with these tensors as further outputs, and others as constants."""
         model = onnx.ModelProto()
         model.CopyFrom(self.model)
+        fixed = fixed or {}
+        for node in model.graph.node:
+            for i, name in enumerate(node.output):
+                if name in fixed:
+                    node.output[i] = f"{name} as computed"
+        model.graph.initializer.extend(
+            numpy_helper.from_array(values, name) for name, values in fixed.items()
+        )
         there = {value.name for value in model.graph.output}
         model.graph.output.extend(
             onnx.ValueInfoProto(name=name) for name in names if name not in there

@@ -29,39 +29,32 @@ class Place(NamedTuple):
         return np.ascontiguousarray(array)
 
 
-def places(calls: list[Call], values: dict[str, NDArray[Any]]) -> list[Place | None]:
-    """For each call the tensor with its input's values, or else the next one of its shape.
+def by_values(call: Call, values: dict[str, NDArray[Any]], share: float) -> Place | None:
+    """The tensor that has the values of the call's input on the example, if there is one.
 
     Args:
-        calls: in the order of the model.
+        call: the call.
         values: what the tensors that may be a start held on the example, in the file's order.
+        share: how far into the model the call is, from 0 to 1; it decides between equals.
     """
     order = {name: i for i, name in enumerate(values)}
-    found: list[Place | None] = []
-    for position, call in enumerate(calls):
-        expected = position / max(len(calls), 1) * len(values)
-        options = [
-            (distance, abs(order[place.start] - expected), place)
-            for place, distance in _distances(call, values)
-            if distance < _NEAR
-        ]
-        found.append(min(options)[2] if options else None)
-    taken = {place.start for place in found if place is not None}
-    last = -1
-    for i, call in enumerate(calls):
-        place = found[i]
-        if place is None:
-            rest = [
-                place
-                for place, _ in _distances(call, values)
-                if place.start not in taken and order[place.start] > last
-            ]
-            if rest:
-                place = found[i] = rest[0]
-                taken.add(place.start)
-        if place is not None:
-            last = max(last, order[place.start])
-    return found
+    options = [
+        (distance, abs(order[place.start] - share * len(values)), place)
+        for place, distance in _distances(call, values)
+        if distance < _NEAR
+    ]
+    return min(options)[2] if options else None
+
+
+def by_order(call: Call, values: dict[str, NDArray[Any]], behind: str | None) -> Place | None:
+    """The next tensor of the shape of the call's input, behind that of the layer before it.
+
+    That is where a layer is whose input has other values in the file.
+    """
+    names = list(values)
+    rest = names[names.index(behind) + 1 :] if behind in names else names
+    options = _distances(call, {name: values[name] for name in rest})
+    return options[0][0] if options else None
 
 
 def _distances(call: Call, values: dict[str, NDArray[Any]]) -> list[tuple[Place, float]]:

@@ -9,6 +9,13 @@ The kernels serve where Keras runs on torch (``KERAS_BACKEND=torch``). With anot
 what no kernel takes, each layer does Keras' own computation.
 """
 
+from importlib.util import find_spec
+
+if not find_spec("keras"):
+    raise ImportError(
+        "momentnorm.keras needs Keras 3: pip install 'momentnorm[keras]'", name="keras"
+    )
+
 from .layers import (
     BatchNormalization,
     GroupNormalization,
