@@ -428,6 +428,13 @@ def test_a_defect_upstream_is_one_finding():
     assert [(finding.layer, finding.kind) for finding in report] == [("0", "eps")], str(report)
 
 
+def test_a_folded_layer_that_changes_little():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.GroupNorm(2, 4)).eval()
+    report = export_check(model, X, exported(model, X))
+    assert report.ok
+    assert report.rows[0].operator == "folded into Conv"
+
+
 def test_layers_that_are_missing_and_norms_that_are_not_layers():
     class Functional(nn.Module):
         def forward(self, x):

@@ -316,7 +316,7 @@ class LayerCheck:
             "runtime": f"{self.runtime_name} does, the file's formula in {dtype} does not",
         }[fault]
         if fault != "export":
-            fix = "compute this layer in a wider dtype, or with another runtime"
+            fix = "compute this layer in a wider dtype, by another operator or on another runtime"
         elif half:
             fix = "keep the normalization in float32: exclude its operators from the conversion"
         else:
