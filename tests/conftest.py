@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -13,6 +14,9 @@ from chromium import browser  # noqa: F401 - a fixture
 from explore_page import address, visit  # noqa: F401 - fixtures
 from momentnorm import _dispatch, use_backend
 from momentnorm.backends import cpu
+
+# Keras reads it when it is imported; the kernels serve Keras on torch.
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 # Last, after the reference that takes every call: nothing reaches it unless asked for by name.
 _dispatch.BACKENDS = (*_dispatch.BACKENDS, stand_in)

@@ -362,7 +362,9 @@ def test_train_mode_of_the_file():
     assert [finding.kind for finding in report] == ["train"]
     assert "call model.eval()" in report.findings[0].fix
     trained = filled(nn.BatchNorm2d(4)).train()
+    before = trained.running_mean.clone()
     report = export_check(trained, X, file, runtime="reference")
+    assert torch.equal(trained.running_mean, before)
     assert [finding.kind for finding in report] == ["train"]
     assert "depends on the others" in report.findings[0].message
 
