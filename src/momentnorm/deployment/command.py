@@ -1,4 +1,4 @@
-"""``momentnorm export-check``: a model of the caller's against an ONNX file."""
+"""``momentnorm export-check``: compare a model with its ONNX file."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""An ONNX file as a graph: where normalizations are, and parts of it as files of their own."""
+"""An ONNX file as a graph, from which parts are cut out as files of their own."""
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +82,7 @@ _SHAPES = {
     "Tile",
     "ReduceProd",
 }
-#: What a normalization and the activation behind it are made of. Everything else ends a region.
+#: Operators that normalizations and activations are made of. All others end a region.
 _LIGHT = NORMALIZATIONS | _REDUCTIONS | _VIEWS | _ARITHMETIC | _SHAPES | {"Dropout"}
 
 #: The most operators that one normalization is looked for in.
@@ -112,6 +111,7 @@ class Graph:
         self.producer = {name: i for i, node in enumerate(self.nodes) for name in node.output}
         self.consumers: dict[str, list[int]] = defaultdict(list)
         self.constants = set(self.initializers)
+        self._computed: dict[str, NDArray[Any]] = {}
         for i, node in enumerate(self.nodes):
             for name in node.input:
                 self.consumers[name].append(i)
@@ -186,7 +186,7 @@ class Graph:
     ) -> onnx.ModelProto:
         """Make a file of the operators from one tensor to others; it takes any batch and size.
 
-        ``values`` has what else they need, from a run of the whole file.
+        ``values`` has the other tensors that they need, from a run of the whole file.
         """
         inside, borrowed = self.region(start, ends)
         nodes = [self.nodes[i] for i in inside]
@@ -225,9 +225,13 @@ class Graph:
         )
         return model
 
-    @functools.cache  # noqa: B019 - a graph lives as long as one check
     def constant(self, name: str) -> NDArray[Any]:
-        """The values of a constant."""
+        """Return the values of a constant."""
+        if name not in self._computed:
+            self._computed[name] = self._compute(name)
+        return self._computed[name]
+
+    def _compute(self, name: str) -> NDArray[Any]:
         if name in self.initializers:
             return numpy_helper.to_array(self.initializers[name])
         inside, _ = self.region("", [name])

@@ -1,4 +1,4 @@
-"""Inputs that tell a right normalization from one that is right on easy inputs alone."""
+"""Hostile inputs: a careless normalization fails on them, a careful one does not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LARGE = (256, 258)
 
 
 def probe(call: Call) -> Tensor:
-    """An input whose variances lie around the layer's eps, where eps decides about the output."""
+    """Return an input whose variances lie around the layer's eps, so that eps shows."""
     x = call.input.double()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -32,7 +32,7 @@ def probe(call: Call) -> Tensor:
 def hostile(
     call: Call, dtype: np.dtype[np.generic], any_size: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """Inputs on which arithmetic in this dtype fails, where it is done the wrong way; by name."""
+    """Yield names and inputs on which careless arithmetic in this dtype fails."""
     yield "own input", call.input.double()
     if call.frozen:
         return

@@ -1,4 +1,4 @@
-"""The normalization layers of a model: their calls, and what a wrong export makes of them."""
+"""The calls of a model's normalization layers, and the known ways to export them wrongly."""
 
 from __future__ import annotations
 
@@ -64,24 +64,27 @@ class Call:
         return float((var + (layer.eps or 0.0)).clamp(min=0).sqrt().min())
 
 
-def record(model: nn.Module, example: tuple[Any, ...]) -> tuple[list[Call], Any]:
-    """Run the model once; its normalization layers' calls, and its outputs.
+def record(model: nn.Module, example: tuple[Any, ...]) -> tuple[list[Call], list[str], Any]:
+    """Run the model once, and return its normalization layers' calls and its outputs.
 
-    The model keeps its mode, its buffers and the state of the random numbers.
+    Names of layers that are called with a residual, a mask or lengths are returned apart: such
+    calls are not compared. The model keeps its mode, its buffers and the random numbers' state.
     """
     layers: dict[nn.Module, str] = {
         layer: name for name, layer in model.named_modules() if isinstance(layer, _CLASSES)
     }
-    copies: dict[nn.Module, tuple[Any, Any]] = {
-        layer: (copy.deepcopy(layer), copy.deepcopy(layer).double()) for layer in layers
-    }
+    copies: dict[nn.Module, Any] = {layer: copy.deepcopy(layer).cpu() for layer in layers}
     calls: list[Call] = []
+    skipped: list[str] = []
 
     def hook(layer: nn.Module, inputs: tuple[Any, ...], kwargs: Any, output: Tensor) -> None:
-        if len(inputs) == 1 and not kwargs:  # no residual, mask or lengths
-            before, exact = copies[layer]
-            name = layers[layer]
-            calls.append(Call(name, before, exact, inputs[0].detach().clone(), output.clone()))
+        name, before = layers[layer], copies[layer]
+        if len(inputs) != 1 or kwargs:
+            skipped.append(name)
+            return
+        exact = copy.deepcopy(before).double()
+        x, y = (values.detach().cpu().clone() for values in (inputs[0], output))
+        calls.append(Call(name, before, exact, x, y))
 
     handles = [layer.register_forward_hook(hook, with_kwargs=True) for layer in layers]
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -94,7 +97,7 @@ def record(model: nn.Module, example: tuple[Any, ...]) -> tuple[list[Call], Any]
         with torch.no_grad():
             for name, buffer in model.named_buffers():
                 buffer.copy_(buffers[name])
-    return calls, outputs
+    return calls, skipped, outputs
 
 
 def uses_running_statistics(layer: Any) -> bool:
@@ -107,7 +110,7 @@ def uses_running_statistics(layer: Any) -> bool:
 
 
 class Facts(NamedTuple):
-    """What the file says by numbers: possible values of eps, and a scale and bias of groups."""
+    """Numbers of the file: possible values of eps, and an operator's scale, bias and mode."""
 
     eps: tuple[float, ...] = ()
     scale: NDArray[Any] | None = None
@@ -125,7 +128,7 @@ class Hypothesis(NamedTuple):
 
 
 def hypotheses(layer: Any, facts: Facts, channels: int) -> Iterator[Hypothesis]:
-    """Ways in which a file may be wrong about this layer (in float64), the likely ones first."""
+    """Yield the known ways to export this layer wrongly, the likely ones first."""
     eps = layer.eps or 0.0
     for value in facts.eps:
         if abs(value - eps) > 1e-3 * eps:

@@ -1,4 +1,4 @@
-"""Which tensor of the file each layer's input is."""
+"""Match the inputs of a model's layers with tensors of a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NEAR = 0.3
 
 
 class Place(NamedTuple):
-    """Where a layer begins in the file, and whether the channels are last there."""
+    """The tensor at which a layer begins in the file, and whether its channels are last."""
 
     start: str
     channels_last: bool
@@ -34,7 +34,7 @@ def by_values(call: Call, values: dict[str, NDArray[Any]], share: float) -> Plac
 
     Args:
         call: the call.
-        values: what the tensors that may be a start held on the example, in the file's order.
+        values: of the tensors that may be a start, on the example, in the file's order.
         share: how far into the model the call is, from 0 to 1; it decides between equals.
     """
     order = {name: i for i, name in enumerate(values)}
@@ -49,7 +49,7 @@ def by_values(call: Call, values: dict[str, NDArray[Any]], share: float) -> Plac
 def by_order(call: Call, values: dict[str, NDArray[Any]], behind: str | None) -> Place | None:
     """The next tensor of the shape of the call's input, behind that of the layer before it.
 
-    That is where a layer is whose input has other values in the file.
+    It serves a layer whose input has other values in the file.
     """
     names = list(values)
     rest = names[names.index(behind) + 1 :] if behind in names else names
@@ -58,7 +58,7 @@ def by_order(call: Call, values: dict[str, NDArray[Any]], behind: str | None) ->
 
 
 def _distances(call: Call, values: dict[str, NDArray[Any]]) -> list[tuple[Place, float]]:
-    """The tensors of the input's shape, and how far their values are from it."""
+    """Return the tensors of the input's shape, and the distance of their values from it."""
     wanted = {last: Place("", last).from_model(call.input.double()) for last in (False, True)}
     if call.input.dim() < 3:
         del wanted[True]

@@ -40,7 +40,7 @@ class LayerCheck:
         call: the call.
         place: where the layer begins in the file.
         graph: the file.
-        values: what tensors of the file held on the example.
+        values: of tensors of the file, on the example.
         run: the runtime.
         runtime_name: its name in messages.
     """
@@ -84,7 +84,7 @@ class LayerCheck:
     # The formula.
 
     def _ends(self) -> list[str]:
-        """Tensors that may be the layer's output: of its shape, from its input and constants."""
+        """List the tensors of the output's shape that come from the layer's input and constants."""
         start = self.place.start
         names = [
             name
@@ -114,7 +114,7 @@ class LayerCheck:
         return found
 
     def _exact(self, names: list[str], x: Tensor) -> list[NDArray[Any]]:
-        """The values of these tensors in float64, where the layer's input is x."""
+        """Return the values of these tensors in float64, where the layer's input is x."""
         model = in_float64(self.graph.extract(self.place.start, names, self.values))
         return list(reference(model, {self.place.start: self.place.from_model(x)}))
 
@@ -123,7 +123,7 @@ class LayerCheck:
             return self.place.from_model(formula(x))
 
     def _compare_formulas(self, ends: list[str]) -> str:
-        """The tensor that is the layer's output, or nearest to it; a wrong formula is a finding."""
+        """Return the tensor nearest to the layer's output; report it if its formula is wrong."""
         tried = [self.call.input.double(), inputs.probe(self.call)]
         outputs = [self._exact(ends, x) for x in tried]
 
@@ -176,7 +176,7 @@ class LayerCheck:
             f"compare the operators between {self.place.start!r} and {end!r} with the layer",
         )
 
-    # What the file says.
+    # The numbers of the file.
 
     def _nodes(self, end: str) -> list[Any]:
         inside, _ = self.graph.region(self.place.start, [end])
@@ -280,8 +280,8 @@ class LayerCheck:
                 fault = self._fault(x, wanted, off, formula_off)
                 self._lost_digits(name, fault, found, off)
                 return
-            # A formula of several operators: this runtime may do in a wider dtype what others do
-            # not. The reference's own operators say nothing about other runtimes.
+            # This runtime may compute a formula of several operators in a wider dtype, and others
+            # may not. Operators of the reference say nothing about those of other runtimes.
             if formula_off > bound and self._main(end) is None:
                 self._lost_digits(name, "export", again, formula_off)
                 return
@@ -295,7 +295,7 @@ class LayerCheck:
         )
 
     def _fault(self, x: Tensor, wanted: NDArray[Any], off: float, reference_off: float) -> Fault:
-        """Whose digits are lost: the model's own, the file's formula, or the runtime's."""
+        """Name the cause of lost digits: the model itself, the file's formula, or the runtime."""
         dtype = getattr(torch, self.dtype.name)
         try:
             own_values = self._truth(_cast(self.call.layer, dtype), x.to(dtype))
@@ -353,7 +353,7 @@ class LayerCheck:
                 )
 
     def _same(self, end: str, x: Tensor) -> str | None:
-        """What goes wrong in float64 on an input of another shape; None where nothing does."""
+        """Describe a failure in float64 on an input of another shape; None where there is none."""
         try:
             wanted = self._truth(self.call.truth, x)
         except (RuntimeError, ValueError):  # the layer itself has a fixed size

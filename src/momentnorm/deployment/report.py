@@ -1,4 +1,4 @@
-"""What :func:`momentnorm.export_check` returns."""
+"""The result of :func:`momentnorm.export_check`: findings, and a row for each layer."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Whose change it is: that of the file, of the runtime that reads it, or of the model itself.
+#: The cause of a difference: the file, the runtime that reads it, or the model itself.
 Fault = Literal["export", "runtime", "model"]
 
-#: Every kind of finding, and what it is about.
+#: Every kind of finding, and its meaning.
 KINDS = {
     "activation": "the activation of the layer is missing",
     "affine": "the weight or the bias of the layer is missing",
@@ -53,11 +53,12 @@ class Finding:
 
 @dataclass
 class Row:
-    """One normalization layer, and what stands for it in the file.
+    """One call of a normalization layer, and its part of the file.
 
     Args:
         layer: the name of the layer in the model.
-        operator: the operators of ONNX that compute it; "" where it is not in the file.
+        operator: the operators of ONNX that compute it, or why it was not compared; "" where it is
+            missing in the file.
         scale: the shape of the operator's scale.
         eps: the eps of the operator; None where it is a number among others.
         output: the name of its output in the file.
