@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from .runtimes import Arrays
 
-#: How far whole outputs may be from the model's: rounding grows from layer to layer.
+#: Bounds of the relative difference of whole outputs: rounding grows from layer to layer.
 _OUTPUTS = {np.dtype(np.float32): 5e-3, np.dtype(np.float16): 0.1, np.dtype(np.float64): 1e-5}
 
 

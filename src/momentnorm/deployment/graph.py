@@ -119,7 +119,7 @@ class Graph:
                 self.constants.update(node.output)
 
     def dynamic(self) -> tuple[bool, bool]:
-        """Whether the file says that it takes any batch, and any size."""
+        """Tell whether the file declares any batch, and any size."""
         batch = size = False
         for value in self.inputs:
             free = [not dim.HasField("dim_value") for dim in value.type.tensor_type.shape.dim]

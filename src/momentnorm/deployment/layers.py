@@ -49,7 +49,7 @@ class Call:
 
     @property
     def frozen(self) -> bool:
-        """Whether the layer uses running statistics rather than those of its input."""
+        """True where the layer uses running statistics rather than those of its input."""
         return uses_running_statistics(self.layer)
 
     def sigma(self, x: Tensor) -> float:
@@ -101,7 +101,7 @@ def record(model: nn.Module, example: tuple[Any, ...]) -> tuple[list[Call], list
 
 
 def uses_running_statistics(layer: Any) -> bool:
-    """Whether the layer normalizes with running statistics."""
+    """Tell whether the layer normalizes with running statistics."""
     if not isinstance(layer, (_BATCH, _INSTANCE)) or layer.training:
         return False
     return layer.running_mean is not None and (

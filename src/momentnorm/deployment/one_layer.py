@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from .layers import Call, Formula
     from .match import Place
 
-#: How far the file's formula in float64 may be from the layer's, relative to the largest value: the
-#: numbers of the file are rounded to its dtype.
+#: Bounds of the difference between the file's formula and the layer's, both in float64, relative to
+#: the largest value. The numbers of the file are rounded to its dtype.
 _FORMULA = {np.dtype(np.float64): 1e-9, np.dtype(np.float32): 3e-5, np.dtype(np.float16): 2e-2}
 
-#: How many roundings of the dtype a runtime may lose, times the input's condition.
+#: Bound of a runtime's error, in roundings of the dtype times the input's condition.
 _ROUNDINGS = 32
 
 

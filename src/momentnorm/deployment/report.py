@@ -104,7 +104,7 @@ class ExportReport:
 
     @property
     def ok(self) -> bool:
-        """Whether there is no finding."""
+        """True where there is no finding."""
         return not self.findings
 
     def of(self, kind: str) -> tuple[Finding, ...]:

@@ -212,7 +212,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def _served(inputs: Any) -> bool:
-    """Whether the inputs are what the kernels' formulas are defined for."""
+    """Tell whether the functions of momentnorm take these inputs."""
     return (
         keras.backend.backend() == "torch"
         and isinstance(inputs, Tensor)
