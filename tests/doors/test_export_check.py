@@ -354,6 +354,28 @@ def test_channels_last_files():
     assert [finding.kind for finding in export_check(INSTANCE, X, wrong)] == ["eps"]
 
 
+@pytest.mark.parametrize("opset", [14, 17])
+def test_layer_norms_and_rms_norms(opset):
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8)), torch.randn(2, 5, 6)
+    report = export_check(filled(model), x, exported(model, x, opset_version=opset))
+    assert report.ok
+    layer = filled(nn.RMSNorm(6))  # its eps is that of float32
+    nodes = [
+        ("Pow", "x two", "squares", {}),
+        ("ReduceMean", "squares", "mean", {"axes": [-1]}),
+        ("Add", "mean eps", "var_eps", {}),
+        ("Sqrt", "var_eps", "std", {}),
+        ("Reciprocal", "std", "inverse", {}),
+        ("Mul", "x inverse", "x_hat", {}),
+        ("Mul", "x_hat gamma", "y", {}),
+    ]
+    constants = [tensor("two", 2), tensor("gamma", layer.weight.detach().numpy())]
+    right = handmade(nodes, *constants, tensor("eps", torch.finfo(torch.float32).eps))
+    assert export_check(layer, X, right).ok
+    wrong = handmade(nodes, *constants, tensor("eps", 1e-5))
+    assert [finding.kind for finding in export_check(layer, X, wrong)] == ["eps"]
+
+
 def test_train_mode_of_the_file():
     nodes = [("BatchNormalization", "x scale bias mean var", "y", {"training_mode": 1})]
     file = handmade(nodes, *affine(BATCH), *running(BATCH))

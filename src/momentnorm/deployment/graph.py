@@ -27,9 +27,11 @@ NORMALIZATIONS = {
     "SimplifiedLayerNormalization",
 }
 #: Operators that take statistics.
-_REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "GlobalAveragePool"}
+REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceSumSquare", "ReduceL2", "GlobalAveragePool"}
 #: Operators that move values, or change their dtype, and nothing else.
-_VIEWS = {"Cast", "CastLike", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+VIEWS = {"Cast", "CastLike", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+#: Operators between a tensor and its mean square.
+_POWERS = {"Abs", "Mul", "Pow"}
 _ARITHMETIC = {
     "Abs",
     "Add",
@@ -69,7 +71,8 @@ _ARITHMETIC = {
     "Tanh",
     "Where",
 }
-_SHAPES = {
+#: Operators on shapes and constants.
+SHAPES = {
     "Concat",
     "Constant",
     "ConstantOfShape",
@@ -83,7 +86,7 @@ _SHAPES = {
     "ReduceProd",
 }
 #: Operators that normalizations and activations are made of. All others end a region.
-_LIGHT = NORMALIZATIONS | _REDUCTIONS | _VIEWS | _ARITHMETIC | _SHAPES | {"Dropout"}
+_LIGHT = NORMALIZATIONS | REDUCTIONS | VIEWS | _ARITHMETIC | SHAPES | {"Dropout"}
 
 #: The most operators that one normalization is looked for in.
 _REGION = 48
@@ -138,12 +141,12 @@ class Graph:
             affine = node.op_type in {"Mul", "Add", "Sub", "Div"} and any(
                 self.size(name) > 1 for name in constant
             )
-            if node.op_type in NORMALIZATIONS | _REDUCTIONS or affine:
+            if node.op_type in NORMALIZATIONS | REDUCTIONS or affine:
                 name = data[0]
                 found[name] = None
                 while (producer := self.producer.get(name)) is not None:
                     before = self.nodes[producer]
-                    if before.op_type not in _VIEWS:
+                    if before.op_type not in VIEWS | _POWERS:
                         break
                     name = before.input[0]
                     found[name] = None

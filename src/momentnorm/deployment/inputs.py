@@ -25,7 +25,7 @@ def probe(call: Call) -> Tensor:
     x = call.input.double()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
-    scales = math.sqrt(call.layer.eps or 1e-8) * torch.logspace(-1, 1, x.shape[1]).double()
+    scales = math.sqrt(call.exact.eps or 1e-8) * torch.logspace(-1, 1, x.shape[1]).double()
     return noise * scales.reshape(1, -1, *(1 for _ in x.shape[2:])) + 0.1
 
 
@@ -43,7 +43,7 @@ def hostile(
         noise = torch.randn(sizes, generator=generator, dtype=torch.float64)
         return (noise * std + mean).float().double()
 
-    yield "small variance", normal(0, 0.1 * math.sqrt(call.layer.eps or 1e-8), *shape)
+    yield "small variance", normal(0, 0.1 * math.sqrt(call.exact.eps or 1e-8), *shape)
     constant = 300.0 if half else 255.3
     yield f"constant {constant:g}", normal(constant, 0, *shape)
     if not half:

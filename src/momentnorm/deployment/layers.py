@@ -61,7 +61,7 @@ class Call:
             var = x.flatten(-len(layer.normalized_shape)).var(-1, correction=0)
         else:
             var = _pool(layer)(*_moments(x))[1]
-        return float((var + (layer.eps or 0.0)).clamp(min=0).sqrt().min())
+        return float((var + layer.eps).clamp(min=0).sqrt().min())
 
 
 def record(model: nn.Module, example: tuple[Any, ...]) -> tuple[list[Call], list[str], Any]:
@@ -83,6 +83,8 @@ def record(model: nn.Module, example: tuple[Any, ...]) -> tuple[list[Call], list
             skipped.append(name)
             return
         exact = copy.deepcopy(before).double()
+        if exact.eps is None:  # that of the dtype
+            exact.eps = torch.finfo(inputs[0].dtype).eps
         x, y = (values.detach().cpu().clone() for values in (inputs[0], output))
         calls.append(Call(name, before, exact, x, y))
 
@@ -129,7 +131,7 @@ class Hypothesis(NamedTuple):
 
 def hypotheses(layer: Any, facts: Facts, channels: int) -> Iterator[Hypothesis]:
     """Yield the known ways to export this layer wrongly, the likely ones first."""
-    eps = layer.eps or 0.0
+    eps = layer.eps
     for value in facts.eps:
         if abs(value - eps) > 1e-3 * eps:
             yield Hypothesis(

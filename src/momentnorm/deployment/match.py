@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .layers import Call
 
 #: Inputs that differ by more, relative to their root mean square, are not matched by their values.
-_NEAR = 0.3
+_NEAR = 0.1
 
 
 class Place(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import inputs
-from .graph import NORMALIZATIONS, Graph, in_float64
+from .graph import NORMALIZATIONS, REDUCTIONS, SHAPES, VIEWS, Graph, in_float64
 from .layers import Facts, hypotheses
 from .report import Fault, Finding, Row
 from .runtimes import Runtime, reference
@@ -150,17 +150,18 @@ class LayerCheck:
                     self._found(guess.kind, "export", guess.message, guess.fix)
                     return end
         end, distance = min(zip(ends, own, strict=True), key=lambda pair: pair[1])
-        self._explain(end, distance)
+        self._explain(end, distance, self._nodes(ends[-1]))
         return end
 
-    def _explain(self, end: str, distance: float) -> None:
+    def _explain(self, end: str, distance: float, nodes: list[Any]) -> None:
         """Report a formula that is none of the known wrong ones."""
         x = self.call.input.double()
         (once,), (twice,), (thrice,) = (self._exact([end], x * factor) for factor in (1, 2, 3))
         (shifted,) = self._exact([end], x + x.abs().max())
         affine = _error(thrice - twice, twice - once) <= self.tolerance
         moves = _error(shifted, once) > 10 * self.tolerance
-        if affine and moves and not self.call.frozen:
+        taken = {node.op_type for node in nodes} & (REDUCTIONS | NORMALIZATIONS)
+        if affine and moves and not self.call.frozen and taken <= {"BatchNormalization"}:
             self._found(
                 "statistics",
                 "export",
@@ -214,7 +215,7 @@ class LayerCheck:
         self.row.output = end
         if main is None:
             names = dict.fromkeys(node.op_type for node in self._nodes(end))
-            self.row.operator = "+".join(list(names)[:3])
+            self.row.operator = "+".join([n for n in names if n not in SHAPES | VIEWS][:3])
             return
         self.row.operator = main.op_type
         epsilon = _attribute(main, "epsilon")
