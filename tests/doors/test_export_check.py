@@ -511,6 +511,19 @@ def test_other_operators_that_differ():
     assert [(finding.layer, finding.kind) for finding in report] == [("", "elsewhere")]
 
 
+def test_a_batch_that_is_baked_in_between_layers():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4), nn.Flatten())
+    free = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}}
+    right = exported(model, X, **free)
+    assert export_check(model, X, right).ok
+    file = onnx.load_from_string(right)
+    (flatten,) = [node for node in file.graph.node if node.op_type == "Flatten"]
+    file.graph.initializer.append(tensor("sizes", [2, 64], np.int64))
+    flatten.CopyFrom(helper.make_node("Reshape", [flatten.input[0], "sizes"], [flatten.output[0]]))
+    report = export_check(model, X, file)
+    assert [(finding.layer, finding.kind) for finding in report] == [("", "batch")]
+
+
 def test_a_runtime_that_does_not_run_the_file():
     def refuses(model, inputs):
         raise RuntimeError("no such operator")

@@ -9,9 +9,10 @@ import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from .graph import NORMALIZATIONS, Graph
+from .inputs import other_batch, other_size
 from .layers import Call, record
 from .match import Place, by_order, by_values, same_values
 from .one_layer import LayerCheck
@@ -84,6 +85,8 @@ def export_check(
     findings = comparison.findings
     if not findings:
         findings += _elsewhere(outputs, comparison.results)
+    if not findings:
+        findings += _other_shapes(model, inputs, graph, run, name)
     return ExportReport(tuple(findings), tuple(comparison.rows), graph.opset, comparison.others())
 
 
@@ -244,22 +247,65 @@ def _feeds(graph: Graph, inputs: tuple[Any, ...]) -> Arrays:
     return feeds
 
 
+def _other_shapes(
+    model: nn.Module, inputs: tuple[Any, ...], graph: Graph, run: Runtime, name: str
+) -> list[Finding]:
+    """Run the whole file with another batch and another size, where it declares any."""
+    any_batch, any_size = graph.dynamic()
+    findings = []
+    for declared, kind, change in (
+        (any_batch, "batch", other_batch),
+        (any_size, "size", other_size),
+    ):
+        if not declared:
+            continue
+        changed = tree_map_only(Tensor, change, inputs)
+        try:
+            _, _, outputs = record(model, changed)
+        except (RuntimeError, ValueError, IndexError):  # the model itself has a fixed size
+            continue
+        try:
+            found = list(run(graph.model, _feeds(graph, changed)))
+        except Exception as error:
+            problem = f"{name} fails: {' '.join(str(error).split())[:120]}"
+        else:
+            if not _elsewhere(outputs, found):
+                continue
+            problem = "its outputs differ from the model's"
+        findings.append(
+            Finding(
+                "",
+                kind,
+                "export",
+                f"the file says that it takes any {kind}, and with another one {problem}",
+                f"export with a dynamic {kind} (dynamic_shapes or dynamic_axes), and look for a "
+                "Reshape with constants",
+            )
+        )
+    return findings
+
+
 def _elsewhere(outputs: Any, results: list[NDArray[Any]]) -> list[Finding]:
     """Compare the outputs of the model and of the file, where every layer agrees."""
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     for i, (tensor, found) in enumerate(zip(tensors, results, strict=False)):
-        wanted = tensor.detach().double()
-        if not tensor.is_floating_point() or tuple(wanted.shape) != found.shape or not found.size:
+        wanted = tensor.detach().cpu().double()
+        if not tensor.is_floating_point() or not wanted.numel():
             continue
+        if tuple(wanted.shape) != found.shape:
+            return [_differs(i, f"has shape {found.shape} in place of {tuple(wanted.shape)}")]
         off = (torch.from_numpy(found.astype(np.float64)) - wanted).abs().max()
         relative = float(off / wanted.abs().max().clamp(min=1e-30))
         if not relative <= _OUTPUTS.get(found.dtype, 0.1):
-            return [
-                Finding(
-                    "", "elsewhere", "export",
-                    f"output {i} of the file is off by {relative:.0e} of its largest value, and "
-                    "every normalization layer agrees on its own input",
-                    "compare the other operators: convolutions, resizing, padding",
-                )
-            ]  # fmt: skip
+            return [_differs(i, f"is off by {relative:.0e} of its largest value")]
     return []
+
+
+def _differs(index: int, text: str) -> Finding:
+    return Finding(
+        "",
+        "elsewhere",
+        "export",
+        f"output {index} of the file {text}, and every normalization layer agrees on its own input",
+        "compare the other operators: convolutions, resizing, padding",
+    )
