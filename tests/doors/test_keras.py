@@ -238,6 +238,8 @@ def test_batch_normalization_is_the_formula(shape, axis):
     ],
 )
 def test_what_is_keras_own_computation(options, shape, call):
+    if "renorm" in options and "renorm" not in keras.layers.BatchNormalization().get_config():
+        pytest.skip("this Keras has no renorm")
     x = np.random.default_rng(0).normal(5, 2, shape).astype(np.float32)
     found = []
     for module in (keras.layers, mk):

@@ -190,7 +190,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        own = self.renorm or self.synchronized or self.epsilon <= 0
+        # Keras 3.13 has no renorm yet.
+        own = getattr(self, "renorm", False) or self.synchronized or self.epsilon <= 0
         if mask is not None or own or not _served(inputs):
             return super().call(inputs, training=training, mask=mask)
         x = _channels_second(inputs, self.axis % inputs.dim())
