@@ -24,11 +24,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explainer": {"core", "core/backends", "functional", "layers", "models", "support"},
     "figure": {"core", "explainer", "layers", "support"},
     "explore": {"explainer", "figure", "support"},
+    "numpy": {"core", "functional"},
+    "keras": {"functional"},
+    "deployment": {"core", "functional", "support"},
     "stylize": {"", "layers", "models", "support"},
     "studies": {"", "core", "functional", "layers", "stylize", "support"},
-    "cli": {"doctor", "explainer", "explore", "figure", "studies", "stylize", "support"},
+    "cli": {
+        "deployment",
+        "doctor",
+        "explainer",
+        "explore",
+        "figure",
+        "studies",
+        "stylize",
+        "support",
+    },
     "__main__": {"cli"},
-    "": {"core", "functional", "layers", "models", "moments", "explainer"},
+    "": {"core", "functional", "layers", "models", "moments", "explainer", "deployment"},
 }
 
 #: Modules of core that backends read: values and arithmetic without a choice of backend.

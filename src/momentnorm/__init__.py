@@ -16,6 +16,7 @@ from .models.patch import patch
 from .moments import Moments
 
 if _TYPE_CHECKING:
+    from .deployment import export_check
     from .explainer import explain
 
 __version__ = _version("momentnorm")
@@ -27,6 +28,7 @@ __all__ = [
     "accelerate",
     "check",
     "explain",
+    "export_check",
     "functional",
     "load_legacy",
     "patch",
@@ -40,4 +42,6 @@ def __getattr__(name: str) -> _Any:
     # Applications are imported when they are asked for.
     if name == "explain":
         return _importlib.import_module(".explainer", __name__).explain
+    if name == "export_check":
+        return _importlib.import_module(".deployment", __name__).export_check
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -32,6 +32,11 @@ COMMANDS = {
     "study": Command(
         "studies", "repeat the experiments behind claims about these norms", "studies"
     ),
+    "export-check": Command(
+        "deployment",
+        "compare each norm of an ONNX file with the model that it comes from",
+        "export",
+    ),
     "doctor": Command("doctor", "say which backend takes which call on this machine, and why"),
 }
 
