@@ -29,16 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "deployment": {"core", "functional", "support"},
     "stylize": {"", "layers", "models", "support"},
     "studies": {"", "core", "functional", "layers", "stylize", "support"},
-    "cli": {
-        "deployment",
-        "doctor",
-        "explainer",
-        "explore",
-        "figure",
-        "studies",
-        "stylize",
-        "support",
-    },
+    "cli": {"support"},  # and the module of the command that runs
     "__main__": {"cli"},
     "": {"core", "functional", "layers", "models", "moments", "explainer", "deployment"},
 }
