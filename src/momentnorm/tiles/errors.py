@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class TilesError(ValueError):
-    """A model that cannot be cut into tiles, a budget too small, or a damaged file; one line says."""
+    """A model cannot be cut into tiles, a budget is too small, or a file cannot be used."""

@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 
 from .graph import Graph, Node
 from .moments_of import Statistics
-from .regions import Region, hull, pixels, slices
+from .regions import Region, hull, key, pixels
 
 Read = Callable[[Node, Region], Tensor]
 Emit = Callable[[Node, Tensor], None]
@@ -136,7 +136,7 @@ def compute(
 def _cut(value: Any, region: Region, have: Region) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(_cut(one, region, have) for one in value)
-    return value[(..., *slices(region, have))]
+    return value[key(region, have)]
 
 
 def peak_bytes(steps: list[Step]) -> int:

@@ -96,7 +96,8 @@ class Run:
         return {number: sorted(tiles) for number, tiles in missing.items()}
 
     def _is_written(self, one: Pass, tile: int, index: tuple[int, ...]) -> bool:
-        assert self.sink is not None and one.output is not None
+        assert self.sink is not None
+        assert one.output is not None
         region = self.layout.grid.region(one.output, index)
         return region is None or (
             self.ledger.units[one.number, tile].output == self.sink.checksum(region)

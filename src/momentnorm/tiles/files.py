@@ -21,8 +21,8 @@ from .regions import Region, text
 class File:
     """A file as a source or a sink: ``.npy``, or ``.tif`` and ``.tiff`` for images.
 
-    A ``.npy`` file holds (N, C, \\*S) or (C, \\*S), a TIFF (H, W) or (H, W, C). As a sink it is made
-    with the output's shape: TIFFs as tiled BigTIFF without compression.
+    A ``.npy`` file holds (N, C, \\*S) or (C, \\*S), a TIFF (H, W) or (H, W, C). A sink is made with
+    the output's shape, a TIFF as a tiled BigTIFF without compression.
 
     Args:
         path: where the file is.
@@ -125,7 +125,9 @@ class Sink:
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
-            raise TilesError(f"cannot write {text(region)} of the output: {_line(error)}") from error
+            raise TilesError(
+                f"cannot write {text(region)} of the output: {_line(error)}"
+            ) from error
         return _checksum(data)
 
     def checksum(self, region: Region) -> int | None:
@@ -151,8 +153,9 @@ class Sink:
 
 def _checksum(data: Any) -> int:
     if isinstance(data, Tensor):
-        return zlib.crc32(data.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return zlib.crc32(np.ascontiguousarray(data).view(np.uint8))
+        data = data.detach().cpu().contiguous().view(torch.uint8).numpy()
+    contiguous: Any = np.ascontiguousarray(data)
+    return zlib.crc32(contiguous.view(np.uint8))
 
 
 def _key(region: Region, lacks_samples: bool) -> tuple[slice, ...]:

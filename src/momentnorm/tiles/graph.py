@@ -15,6 +15,7 @@ import math
 import operator
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,6 +78,7 @@ class Node:
         assert self.dtype is not None
         return math.prod((*self.channels, *self.size)) * self.dtype.itemsize
 
+    @cached_property
     def bound(self) -> dict[str, Any]:
         """The operator's arguments by the names of its schema, defaults included."""
         values = {a.name: a.default_value for a in self.target._schema.arguments}
@@ -154,7 +156,9 @@ def build(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     nodes = list(made.values())
     image = next((node for node in nodes if node.is_map), None)
     if image is None:
-        raise TilesError("the model's output does not depend on its input: there is nothing to tile")
+        raise TilesError(
+            "the model's output does not depend on its input: there is nothing to tile"
+        )
     _classify(nodes)
     return Graph(nodes, image, next(n for n in nodes if n.name == outputs[0]))
 
@@ -200,14 +204,14 @@ def _node(index: int, fx_node: torch.fx.Node, made: dict[Any, Node]) -> Node:
     example = fx_node.meta.get("val")
     is_tuple = isinstance(example, (tuple, list))
     if is_tuple:
-        example = example[0]
+        example = example[0]  # type: ignore[index]
     is_call = fx_node.op == "call_function"
     node = Node(
         index=index,
         name=fx_node.name,
         target=fx_node.target if is_call else None,
-        args=map_arg(fx_node.args, made.__getitem__),  # type: ignore[arg-type, return-value]
-        kwargs=map_arg(fx_node.kwargs, made.__getitem__),  # type: ignore[arg-type, return-value]
+        args=map_arg(fx_node.args, made.__getitem__),  # type: ignore[arg-type]
+        kwargs=map_arg(fx_node.kwargs, made.__getitem__),  # type: ignore[arg-type]
         place=places[-1] if places else "",
         shape=example.shape if isinstance(example, Tensor) else None,
         dtype=example.dtype if isinstance(example, Tensor) else None,

@@ -111,7 +111,8 @@ def make_plan(graph: Graph, tile: tuple[int, ...], store: bool) -> Plan:
     layout = Layout(graph, grid, passes(graph, store))
     parts = [_pass_plan(layout, one) for one in layout.passes]
     all_at_once = steps(graph, {graph.output: whole(graph.output.size)}, {graph.image})
-    assert graph.image.shape is not None and graph.output.shape is not None
+    assert graph.image.shape is not None
+    assert graph.output.shape is not None
     return Plan(
         shape=tuple(graph.image.shape),
         out_shape=tuple(graph.output.shape),

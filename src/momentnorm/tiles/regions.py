@@ -7,6 +7,7 @@ spatial axis of a map.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 Interval = tuple[int, int]
 Region = tuple[Interval, ...]
@@ -38,9 +39,10 @@ def clipped(interval: Interval, length: int) -> Interval:
     return start, max(min(interval[1], length), start + 1)
 
 
-def slices(region: Region, inside: Region) -> tuple[slice, ...]:
-    """The slices that cut ``region`` out of an array that holds ``inside``."""
-    return tuple(slice(a - c, b - c) for (a, b), (c, _) in zip(region, inside, strict=True))
+def key(region: Region, inside: Region) -> tuple[Any, ...]:
+    """The index that cuts ``region`` out of an array (..., *S) that holds ``inside``."""
+    cuts = (slice(a - c, b - c) for (a, b), (c, _) in zip(region, inside, strict=True))
+    return (..., *cuts)
 
 
 def overlap(one: Region, other: Region) -> Region | None:

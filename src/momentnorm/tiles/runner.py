@@ -153,9 +153,7 @@ class Tiled:
             key = {} if resume is None else key_of(layout.graph, plan, image, moments)
             ledger = Ledger(None if resume is None else folder, key)
             try:
-                yield Run(
-                    layout, image, None, ledger, folder, device_of(self._model), progress
-                )
+                yield Run(layout, image, None, ledger, folder, device_of(self._model), progress)
             except OSError as error:
                 place = error.filename or folder
                 raise TilesError(f"{place}: {error.strerror or error}{_kept(resume)}") from error
@@ -198,7 +196,7 @@ class Tiled:
         return plan
 
     def _largest(self, graph: Graph, store: bool) -> Plan:
-        """The plan with the largest tiles that the budget allows, or with the smallest there are."""
+        """The plan with the largest tiles that the budget allows, or else with the smallest."""
         plan = None
         for tile in TILES:
             plan = make_plan(graph, (tile,) * self._axes, store)

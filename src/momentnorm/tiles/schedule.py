@@ -97,7 +97,9 @@ def _next_to_store(passes: list[Pass]) -> tuple[Node, int] | None:
     first: dict[Node, int] = {}
     for one in passes:
         computed, _ = reach(one.targets, one.given)
-        again_computed = {node for node in computed if first.setdefault(node, one.number) < one.number}
+        again_computed = {
+            node for node in computed if first.setdefault(node, one.number) < one.number
+        }
         # A measured map comes before the operators that lead to it: it stands for all of them.
         was_measured = {n for n in again_computed if n in passes[first[n] - 1].measured}
         for node in sorted(again_computed, key=lambda n: (n not in was_measured, n.index)):

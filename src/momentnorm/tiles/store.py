@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import mmap
 import os
 import zlib
 from bisect import bisect_right
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from .errors import TilesError
 from .graph import Node
 from .grid import Grid
-from .regions import Region, lengths, overlap, pixels, slices
+from .regions import Region, key, lengths, overlap, pixels
 
 #: Integers that stand for numbers of each size, since NumPy has no bfloat16.
 _WORDS = {
@@ -60,7 +62,7 @@ class MapStore:
 
     def write(self, index: tuple[int, ...], tile: Tensor) -> int:
         """Writes a tile's block. Its checksum is returned."""
-        data = tile.cpu().contiguous().view(self._torch_word).numpy()
+        data: Any = tile.cpu().contiguous().view(self._torch_word).numpy()
         with open(self._path, "r+b", buffering=0) as file:
             file.seek(self._offsets[index])
             left = memoryview(data).cast("B")
@@ -87,20 +89,19 @@ class MapStore:
         whole = np.empty(shape, dtype=self._word)
         if not self._path.exists() or os.path.getsize(self._path) < self._total:
             raise TilesError(f"{self._path} is damaged: remove its folder and start again")
+        with open(self._path, "rb") as file:
+            blocks = np.frombuffer(
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=self._word
+            )
         for index in self._touched(region):
             block = self._grid.region(self._node, index)
             both = None if block is None else overlap(block, region)
             if block is None or both is None:
                 continue
-            data = np.memmap(
-                self._path,
-                dtype=self._word,
-                mode="r",
-                offset=self._offsets[index],
-                shape=(*self._node.channels, *lengths(block)),
-            )
-            whole[(..., *slices(both, region))] = data[(..., *slices(both, block))]
-            del data
+            start = self._offsets[index] // self._itemsize
+            data = blocks[start : start + self._bytes(block) // self._itemsize]
+            data = data.reshape(*self._node.channels, *lengths(block))
+            whole[key(both, region)] = data[key(both, block)]
         assert self._node.dtype is not None
         return torch.from_numpy(whole).view(self._node.dtype)
 

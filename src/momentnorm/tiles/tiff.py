@@ -20,9 +20,7 @@ def _tifffile() -> Any:
     try:
         import tifffile
     except ImportError as error:
-        raise TilesError(
-            "TIFF files need tifffile: pip install 'momentnorm[tiles]'"
-        ) from error
+        raise TilesError("TIFF files need tifffile: pip install 'momentnorm[tiles]'") from error
     return tifffile
 
 
@@ -81,7 +79,9 @@ class TiffFile:
 
     def __setitem__(self, key: tuple[slice, ...], value: Any) -> None:
         if not self._is_plain or not self._page.is_tiled or self._axes != "YXS":
-            raise TilesError(f"{self._path} was not made by momentnorm: it cannot be written in parts")
+            raise TilesError(
+                f"{self._path} was not made by momentnorm: it cannot be written in parts"
+            )
         _, rows, columns = key
         value = np.asarray(value)
         with open(self._path, "r+b", buffering=0) as file:
@@ -92,7 +92,7 @@ class TiffFile:
                 self._cache.pop(number, None)
                 data = chunk.transpose(1, 2, 0).astype(self.dtype.newbyteorder(self._byteorder))
                 file.seek(self._page.dataoffsets[number])
-                left_over = memoryview(np.ascontiguousarray(data)).cast("B")
+                left_over = memoryview(data.tobytes())
                 while left_over:
                     left_over = left_over[file.write(left_over) :]
 

@@ -79,7 +79,7 @@ def rule_of(node: Node) -> Rule:
         return RULES[name]()
     if name in DIMENSION:
         return _along_dimensions(node)
-    if torch.Tag.nondeterministic_seeded in node.target.tags and node.bound().get("train", True):
+    if torch.Tag.nondeterministic_seeded in node.target.tags and node.bound.get("train", True):
         raise TilesError("it is random, so tiles would not agree")
     if name in POINTWISE or torch.Tag.pointwise in node.target.tags:
         return Pointwise()

@@ -1,4 +1,4 @@
-"""What each operator on maps must tell: the pixels that it reads, and how a tile of it is computed."""
+"""What a rule says about an operator on maps: which pixels it reads, and how to compute a tile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.fx.node import map_aggregate
 from ..errors import TilesError
 from ..graph import Node
 from ..moments_of import Statistics
-from ..regions import Region, clipped, lengths, overlap, pixels, slices
+from ..regions import Region, clipped, key, lengths, overlap, pixels
 
 #: Gives a region of a map that has been computed, or the value of a small tensor.
 Take = Callable[[Node, "Region | None"], Tensor]
@@ -41,9 +41,7 @@ class Rule:
         """The region of each map that is read for this region of the node."""
         return [(one, _broadcast(region, one)) for one in node.inputs if one.is_map]
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         """The region of the node: a tensor, or a tuple of tensors."""
         raise NotImplementedError
 
@@ -91,9 +89,7 @@ class Pointwise(Rule):
             if large and node.is_flat and len(one.shape or ()) > 2:
                 raise TilesError("it combines a flattened map with a tensor of the map's size")
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         def operand(value: Any) -> Any:
             if not isinstance(value, Node):
                 return value
@@ -127,7 +123,7 @@ def window(take: Take, map: Node, wanted: Region, fill: float) -> Tensor:
     y = x.new_full((*x.shape[:2], *lengths(wanted)), fill)
     both = overlap(inside, wanted)
     if both is not None:
-        y[(..., *slices(both, wanted))] = x[(..., *slices(both, inside))]
+        y[key(both, wanted)] = x[key(both, inside)]
     return y
 
 

@@ -44,7 +44,7 @@ DIMENSION = {
 
 def dimensions(node: Node) -> list[int]:
     """The dimensions that an operator of :data:`DIMENSION` works along, from 0 on."""
-    value = node.bound()[DIMENSION[node.operator]]
+    value = node.bound[DIMENSION[node.operator]]
     first = the_map(node)
     dims = 3 if first.is_flat else 2 + len(first.size)
     if value is None or value == []:
@@ -62,7 +62,7 @@ class Channels(Rule):
             raise TilesError("it works along the image's axes, so each pixel needs the whole map")
         if any(one.size != first.size or one.is_flat != first.is_flat for one in maps):
             raise TilesError("it joins maps of several sizes")
-        if "keepdim" in node.bound() and not node.bound()["keepdim"]:
+        if "keepdim" in node.bound and not node.bound["keepdim"]:
             raise TilesError("it drops a dimension of the map: pass keepdim=True")
         if node.operator == "cat" and any(not isinstance(one, Node) for one in node.args[0]):
             raise TilesError("it joins something that is not a tensor")
@@ -71,9 +71,7 @@ class Channels(Rule):
             raise TilesError("it joins a map with a tensor that does not depend on the image")
         node.is_map, node.size, node.is_flat = True, first.size, first.is_flat
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         def operand(value: Any) -> Any:
             if not isinstance(value, Node):
                 return value
@@ -90,9 +88,7 @@ class Item(Rule):
         source = the_map(node)
         node.is_map, node.size, node.is_flat = True, source.size, source.is_flat
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         return take(node.args[0], region)[node.args[1]]
 
 
@@ -114,9 +110,7 @@ class Reshape(Rule):
         else:
             raise TilesError(f"it reorders the map's pixels or channels, to shape {shape}")
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         return take(the_map(node), region)
 
 
@@ -130,9 +124,7 @@ class Expand(Rule):
             raise TilesError("it repeats the map along the image's axes")
         node.is_map, node.size = True, source.size
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         x = take(the_map(node), region)
         if node.operator == "expand":
             return x.expand(*node.channels, *lengths(region))

@@ -40,10 +40,8 @@ class Norm(Rule):
         """Mean and variance, each broadcast to (N, C)."""
         raise NotImplementedError
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
-        values = node.bound()
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
+        values = node.bound
         mean, var = self.moments(node, take, statistics)
         scale = torch.rsqrt(var + values["eps"])
         shift = torch.zeros_like(mean)
@@ -56,7 +54,7 @@ class Norm(Rule):
 
 
 def _running(node: Node, take: Take) -> tuple[Tensor, Tensor]:
-    values = node.bound()
+    values = node.bound
     dtype = torch.float64
     mean, var = take(values["running_mean"], None), take(values["running_var"], None)
     return mean.to(dtype)[None], var.to(dtype)[None]
@@ -66,7 +64,7 @@ class InstanceNorm(Norm):
     """instance_norm; with running statistics no moments are needed."""
 
     def measured(self, node: Node) -> Node | None:
-        return the_map(node) if node.bound()["use_input_stats"] else None
+        return the_map(node) if node.bound["use_input_stats"] else None
 
     def moments(
         self, node: Node, take: Take, statistics: Statistics | None
@@ -81,14 +79,14 @@ class GroupNorm(Norm):
         self, node: Node, take: Take, statistics: Statistics | None
     ) -> tuple[Tensor, Tensor]:
         assert statistics is not None
-        return statistics.pooled(samples=False, groups=node.bound()["num_groups"])
+        return statistics.pooled(samples=False, groups=node.bound["num_groups"])
 
 
 class BatchNorm(Norm):
     """batch_norm; with running statistics no moments are needed."""
 
     def measured(self, node: Node) -> Node | None:
-        return the_map(node) if node.bound()["training"] else None
+        return the_map(node) if node.bound["training"] else None
 
     def moments(
         self, node: Node, take: Take, statistics: Statistics | None
@@ -109,7 +107,7 @@ class NativeBatchNorm(BatchNorm):
             raise TilesError("its statistics are used as tensors")
 
     def measured(self, node: Node) -> Node | None:
-        return the_map(node) if node.bound().get("training", False) else None
+        return the_map(node) if node.bound.get("training", False) else None
 
 
 class Reduction(Rule):
@@ -121,7 +119,7 @@ class Reduction(Rule):
     def check(self, node: Node) -> None:
         image = the_map(node)
         if "adaptive" in node.operator:
-            if any(size != 1 for size in node.bound()["output_size"]):
+            if any(size != 1 for size in node.bound["output_size"]):
                 raise TilesError("its windows are parts of the whole map; only size 1 is supported")
         elif set(range(2, 3 if image.is_flat else 2 + len(image.size))) - set(dimensions(node)):
             raise TilesError("it reduces some of the image's axes, not all of them")
@@ -130,11 +128,9 @@ class Reduction(Rule):
     def measured(self, node: Node) -> Node | None:
         return the_map(node)
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         assert statistics is not None
-        values, image = node.bound(), the_map(node)
+        values, image = node.bound, the_map(node)
         assert node.shape is not None
         dims = [0, 1] if "adaptive" in node.operator else dimensions(node)
         planes = [dim for dim in dims if dim < 2] if "adaptive" not in node.operator else []

@@ -44,9 +44,7 @@ class Resampling(Spatial):
             parts.append((int(places.min()), int(places.max()) + 1))
         return [(the_map(node), tuple(parts))]
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         image, needed = self.needs(node, region)[0]
         x = take(image, needed)
         for axis, part in enumerate(region):
@@ -100,7 +98,7 @@ class Slice(Ramp):
     """slice and narrow along a spatial axis."""
 
     def ramp(self, node: Node, axis: int, numbers: Tensor) -> Tensor:
-        values = dict(node.bound())
+        values = dict(node.bound)
         values.pop("self", None)
         values.pop("input", None)
         values["dim"] = 2
@@ -109,14 +107,14 @@ class Slice(Ramp):
 
     def changes(self, node: Node, axis: int) -> bool:
         assert node.shape is not None
-        return bool(node.bound()["dim"] % len(node.shape) == 2 + axis)
+        return bool(node.bound["dim"] % len(node.shape) == 2 + axis)
 
 
 class BorderPad(Ramp):
     """Padding by reflection or by the border's own pixels."""
 
     def ramp(self, node: Node, axis: int, numbers: Tensor) -> Tensor:
-        return F.pad(numbers, pads(node)[axis], mode=node.bound()["mode"])
+        return F.pad(numbers, pads(node)[axis], mode=node.bound["mode"])
 
     def changes(self, node: Node, axis: int) -> bool:
         return pads(node)[axis] != (0, 0)
@@ -124,7 +122,7 @@ class BorderPad(Ramp):
 
 def pads(node: Node) -> list[tuple[int, int]]:
     """Padding in front and behind along each spatial axis, in the axes' order."""
-    values = [int(value) for value in node.bound()["pad"]]
+    values = [int(value) for value in node.bound["pad"]]
     pairs = list(zip(values[::2], values[1::2], strict=True))[::-1]
     axes = len(the_map(node).size)
     pairs = [(0, 0)] * (axes - len(pairs)) + pairs
@@ -145,10 +143,8 @@ class ConstantPad(Spatial):
         wanted = self._wanted(node, region)
         return [(image, tuple(clipped(w, n) for w, n in zip(wanted, image.size, strict=True)))]
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
-        fill = node.bound().get("value") or 0.0
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
+        fill = node.bound.get("value") or 0.0
         image, wanted = the_map(node), self._wanted(node, region)
         return window(take, image, wanted, fill)
 
@@ -157,7 +153,7 @@ class Nearest(Ramp):
     """upsample_nearest and _upsample_nearest_exact in 1, 2 and 3 dimensions."""
 
     def ramp(self, node: Node, axis: int, numbers: Tensor) -> Tensor:
-        values = node.bound()
+        values = node.bound
         factors = values["scale_factors"]
         factor = None if factors is None else [float(factors[axis])]
         size = [node.size[axis]] if factor is None else None
@@ -176,7 +172,7 @@ class Linear(Resampling):
 
     def coordinates(self, node: Node, axis: int, part: Interval) -> Tensor:
         """The place of each output pixel in the input, in the precision that torch uses."""
-        values, length, out = node.bound(), the_map(node).size[axis], node.size[axis]
+        values, length, out = node.bound, the_map(node).size[axis], node.size[axis]
         factors, dtype = values["scale_factors"], weights_dtype(node)
         target = torch.arange(*part, dtype=dtype)
         if values["align_corners"]:
@@ -228,13 +224,11 @@ class PixelShuffle(Shuffle):
     """pixel_shuffle: r * r channels of one pixel become r * r pixels of one channel."""
 
     def needs(self, node: Node, region: Region) -> list[tuple[Node, Region]]:
-        r = node.bound()["upscale_factor"]
+        r = node.bound["upscale_factor"]
         return [(the_map(node), tuple((a // r, -(-b // r)) for a, b in region))]
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
-        r = node.bound()["upscale_factor"]
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
+        r = node.bound["upscale_factor"]
         image, needed = self.needs(node, region)[0]
         y: Tensor = node.target(take(image, needed), r)
         for axis, ((start, stop), (first, _)) in enumerate(zip(region, needed, strict=True)):
@@ -246,23 +240,20 @@ class PixelUnshuffle(Shuffle):
     """pixel_unshuffle: r * r pixels of one channel become r * r channels of one pixel."""
 
     def needs(self, node: Node, region: Region) -> list[tuple[Node, Region]]:
-        r = node.bound()["downscale_factor"]
+        r = node.bound["downscale_factor"]
         return [(the_map(node), tuple((a * r, b * r) for a, b in region))]
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         image, needed = self.needs(node, region)[0]
-        return node.target(take(image, needed), node.bound()["downscale_factor"])
+        return node.target(take(image, needed), node.bound["downscale_factor"])
 
 
 def pad_rule(node: Node) -> Rule:
     """The rule of a padding by its mode."""
-    mode = node.bound().get("mode", "constant")
+    mode = node.bound.get("mode", "constant")
     pads(node)
     if mode == "constant":
         return ConstantPad()
     if mode in ("reflect", "replicate"):
         return BorderPad()
     raise TilesError(f"padding mode {mode!r} reads pixels of the opposite border")
-

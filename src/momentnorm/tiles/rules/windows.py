@@ -57,7 +57,8 @@ class Window(Rule):
     def workspace(self, node: Node, region: Region) -> int:
         """A copy of the window and, for torch's convolutions, both sides in a layout of its own."""
         image = the_map(node)
-        assert image.dtype is not None and node.dtype is not None
+        assert image.dtype is not None
+        assert node.dtype is not None
         read = math.prod(image.channels) * pixels(self.wanted(node, region))
         return 2 * read * image.dtype.itemsize + (
             math.prod(node.channels) * pixels(region) * node.dtype.itemsize
@@ -69,7 +70,7 @@ def _small(value: Any, take: Take) -> Tensor | None:
 
 
 def _only_the_image_is_a_map(node: Node, first: str) -> None:
-    values = node.bound()
+    values = node.bound
     maps = [name for name, value in values.items() if isinstance(value, Node) and value.is_map]
     if maps != [first]:
         raise TilesError(f"its {', '.join(maps[1:]) or 'weight'} depends on the image's pixels")
@@ -83,7 +84,7 @@ class Convolution(Window):
         _only_the_image_is_a_map(node, "input")
 
     def geometry(self, node: Node) -> list[tuple[int, int, int, int]]:
-        values, axes = node.bound(), len(the_map(node).size)
+        values, axes = node.bound, len(the_map(node).size)
         kernel = values["weight"].shape[2:]
         stride, dilation = numbers(values["stride"], axes), numbers(values["dilation"], axes)
         padding = values["padding"]
@@ -94,10 +95,8 @@ class Convolution(Window):
             padding = [d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True)]
         return list(zip(kernel, stride, numbers(padding, axes), dilation, strict=True))
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
-        values, image = node.bound(), the_map(node)
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
+        values, image = node.bound, the_map(node)
         axes = len(image.size)
         x = window(take, image, self.wanted(node, region), 0.0)
         weight, bias = take(values["weight"], None), _small(values["bias"], take)
@@ -106,8 +105,8 @@ class Convolution(Window):
         return convolve(x, weight, bias, stride, 0, dilation, values["groups"])
 
     def multiplications(self, node: Node, region: Region) -> int:
-        weight = node.bound()["weight"].shape
-        return node.channels[0] * pixels(region) * math.prod(weight)
+        weight = node.bound["weight"].shape
+        return int(node.channels[0] * pixels(region) * math.prod(weight))
 
 
 class TransposedConvolution(Window):
@@ -119,7 +118,7 @@ class TransposedConvolution(Window):
         _only_the_image_is_a_map(node, "input")
 
     def geometry(self, node: Node) -> list[tuple[int, int, int, int]]:
-        values, axes = node.bound(), len(the_map(node).size)
+        values, axes = node.bound, len(the_map(node).size)
         return list(
             zip(
                 values["weight"].shape[2:],
@@ -138,10 +137,8 @@ class TransposedConvolution(Window):
             )
         )
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
-        values, image = node.bound(), the_map(node)
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
+        values, image = node.bound, the_map(node)
         axes, wanted = len(image.size), self.wanted(node, region)
         x = window(take, image, wanted, 0.0)
         weight, bias = take(values["weight"], None), _small(values["bias"], take)
@@ -155,16 +152,16 @@ class TransposedConvolution(Window):
         return y
 
     def multiplications(self, node: Node, region: Region) -> int:
-        weight = node.bound()["weight"].shape
+        weight = node.bound["weight"].shape
         inputs = pixels(self.wanted(node, region))
-        return node.channels[0] * inputs * math.prod(weight)
+        return int(node.channels[0] * inputs * math.prod(weight))
 
 
 class Pool(Window):
     """What the two kinds of pooling share."""
 
     def geometry(self, node: Node) -> list[tuple[int, int, int, int]]:
-        values, axes = node.bound(), len(the_map(node).size)
+        values, axes = node.bound, len(the_map(node).size)
         kernel = numbers(values["kernel_size"], axes)
         stride = numbers(values["stride"], axes) if values["stride"] else kernel
         dilation = numbers(values.get("dilation", 1), axes)
@@ -178,9 +175,7 @@ class Pool(Window):
 class MaxPool(Pool):
     """max_pool1d, 2d, 3d."""
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
         image = the_map(node)
         x = window(take, image, self.wanted(node, region), -math.inf)
         kernel, stride, _, dilation = zip(*self.geometry(node), strict=True)
@@ -191,10 +186,8 @@ class MaxPool(Pool):
 class AveragePool(Pool):
     """avg_pool1d, 2d, 3d."""
 
-    def compute(
-        self, node: Node, region: Region, take: Take, statistics: Statistics | None
-    ) -> Any:
-        values, image = node.bound(), the_map(node)
+    def compute(self, node: Node, region: Region, take: Take, statistics: Statistics | None) -> Any:
+        values, image = node.bound, the_map(node)
         axes, geometry = len(image.size), self.geometry(node)
         x = window(take, image, self.wanted(node, region), 0.0)
         kernel, stride, _, _ = zip(*geometry, strict=True)
