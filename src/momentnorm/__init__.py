@@ -46,6 +46,7 @@ from .sequential import Sequential
 
 if _TYPE_CHECKING:
     from .explain import explain
+    from .tiles import tiled
 
 __version__ = _version("momentnorm")
 
@@ -92,12 +93,15 @@ __all__ = [
     "patch",
     "register_norm_layer",
     "restore",
+    "tiled",
     "use_backend",
 ]
 
 
 def __getattr__(name: str) -> _Any:
-    # An application: imported when it is asked for. The package is the function.
+    # Applications are imported when they are asked for. The package explain is the function.
     if name == "explain":
         return _importlib.import_module(".explain", __name__)
+    if name == "tiled":
+        return _importlib.import_module(".tiles", __name__).tiled
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

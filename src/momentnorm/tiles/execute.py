@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -23,6 +25,24 @@ from .store import MapStore
 
 #: Is told how many tiles are done, and of how many, all passes together.
 Progress = Callable[[int, int], None]
+
+
+def _give_memory_back() -> None:
+    """Returns free memory to the system, where the C library can be told to.
+
+    Tiles at borders have other sizes than those before, so free memory in between would pile up.
+    """
+    trim = getattr(_libc(), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+@lru_cache(maxsize=1)
+def _libc() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # a system without it
+        return None
 
 
 @dataclass(eq=False)
@@ -122,6 +142,7 @@ class Run:
 
         todo = steps(self.layout.graph, targets, one.given)
         compute(todo, targets, small, self.statistics, self._read, emit)
+        _give_memory_back()
         return unit
 
     def _read(self, node: Node, region: Region) -> Tensor:

@@ -30,8 +30,8 @@ class File:
             limited to what an integer dtype holds.
         scale: what the values are multiplied by, when they are read and when they are written.
 
-    >>> File("slide.tif", scale=1 / 255), File("out.tif", dtype="uint8", scale=255)
-    (File(path='slide.tif', dtype=None, scale=0.00392...), File(path='out.tif', ..., scale=255))
+    >>> source = File("slide.tif", scale=1 / 255)  # bytes become 0 to 1
+    >>> sink = File("out.tif", dtype="uint8", scale=255)  # and back
     """
 
     path: str | os.PathLike[str]
@@ -74,19 +74,21 @@ class Source:
         """A region of all samples and channels."""
         try:
             value = self._array[_key(region, self._lacks_samples)]
-            tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+            if not isinstance(value, Tensor):
+                value = np.array(value)
+                value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), copy=False))
         except (MemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
             raise TilesError(f"cannot read {text(region)} of the source: {_line(error)}") from error
         wanted = tuple(b - a for a, b in region)
-        if tuple(tensor.shape[-len(wanted) :]) != wanted:
+        if tuple(value.shape[-len(wanted) :]) != wanted:
             raise TilesError(
-                f"the source gave {tuple(tensor.shape)} for {text(region)}: it is shorter than its "
+                f"the source gave {tuple(value.shape)} for {text(region)}: it is shorter than its "
                 f"shape {self.shape} says"
             )
-        tensor = tensor[None] if self._lacks_samples else tensor
-        tensor = tensor.to(device=device, dtype=dtype)
+        value = value[None] if self._lacks_samples else value
+        tensor: Tensor = value.to(device=device, dtype=dtype)
         return tensor * self._scale if self._scale != 1 else tensor
 
 
@@ -94,14 +96,14 @@ class Sink:
     """An output (N, C, *S) that is written region by region."""
 
     def __init__(
-        self, out: Any, shape: tuple[int, ...], dtype: torch.dtype, tile: tuple[int, ...], new: bool
+        self, out: Any, shape: tuple[int, ...], dtype: torch.dtype, tile: tuple[int, ...]
     ) -> None:
         self._scale = 1.0
         if isinstance(out, (str, os.PathLike)):
             out = File(out)
         if isinstance(out, File):
             self._scale = out.scale
-            out = _made(out, shape, dtype, tile, new)
+            out = _made(out, shape, dtype, tile)
         if out is None:
             out = torch.zeros(shape, dtype=dtype)
         self.array = out
@@ -173,6 +175,8 @@ def _lacks_samples(shape: tuple[int, ...], axes: int, what: str) -> bool:
 
 
 def _line(error: Exception) -> str:
+    if isinstance(error, TilesError):
+        return str(error)
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -183,14 +187,19 @@ def _opened(path: Path) -> Sliceable:
     return _format(path).opened(path)
 
 
+def path_of(out: Any) -> Path | None:
+    """The path of a sink that is a file."""
+    if isinstance(out, File):
+        out = out.path
+    return Path(out).absolute() if isinstance(out, (str, os.PathLike)) else None
+
+
 def _made(
-    file: File, shape: tuple[int, ...], dtype: torch.dtype, tile: tuple[int, ...], new: bool
+    file: File, shape: tuple[int, ...], dtype: torch.dtype, tile: tuple[int, ...]
 ) -> Sliceable:
     path = Path(file.path)
     numpy_dtype = np.dtype(file.dtype or str(dtype).removeprefix("torch."))
     form = _format(path)
-    if new and path.exists():
-        raise TilesError(f"{path} exists: remove it or choose another name")
     if not path.exists():
         temporary = path.with_name(f".{path.name}.part")
         try:

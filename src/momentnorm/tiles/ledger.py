@@ -46,7 +46,13 @@ class Ledger:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder)
-        path = folder / NAME
+        try:
+            self._open(folder / NAME, key)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path, key: dict[str, Any]) -> None:
         whole = self._load(path, key) if path.exists() else 0
         self._file = open(path, "ab")  # noqa: SIM115 - closed by close()
         self._file.truncate(whole)
@@ -70,14 +76,19 @@ class Ledger:
                 whole += len(line)
         return whole
 
-    def claim(self, sink: str) -> bool:
-        """Notes what the output is written to, and says whether it was not noted before."""
-        if self._sink == sink:
-            return False
-        self._sink = sink
+    def claim(self, path: Path) -> None:
+        """Notes the file that the output is written to.
+
+        Raises:
+            TilesError: the file exists, and this run has not made it.
+        """
+        if self._sink == str(path):
+            return
+        if path.exists():
+            raise TilesError(f"{path} exists: remove it or choose another name")
+        self._sink = str(path)
         if self._file is not None:
-            self._append({"sink": sink})
-        return True
+            self._append({"sink": self._sink})
 
     def add(self, number: int, tile: int, unit: Unit) -> None:
         """Notes that a tile of a pass is done."""
@@ -139,19 +150,20 @@ def _compare(folder: Path, entry: dict[str, Any], key: dict[str, Any]) -> None:
         )
 
 
-def _packed(moments: Moments) -> list[str]:
+def _packed(moments: Moments) -> dict[str, Any]:
     values = (moments.count, moments.mean, moments.var)
-    return [base64.b64encode(t.double().cpu().numpy().tobytes()).decode() for t in values]
+    data = [base64.b64encode(t.double().cpu().numpy().tobytes()).decode() for t in values]
+    return {"shape": list(moments.mean.shape), "data": data}
 
 
 def _unit(entry: dict[str, Any]) -> Unit:
-    def unpacked(values: list[str] | None) -> Moments | None:
-        if values is None:
+    def unpacked(packed: dict[str, Any] | None) -> Moments | None:
+        if packed is None:
             return None
         count, mean, var = (
-            torch.from_numpy(np.frombuffer(base64.b64decode(value), dtype=np.float64).copy())
-            for value in values
+            torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.float64).copy())
+            for text in packed["data"]
         )
-        return Moments(count[0], mean, var)
+        return Moments(count[0], mean.reshape(packed["shape"]), var.reshape(packed["shape"]))
 
     return Unit([unpacked(one) for one in entry["moments"]], entry["stored"], entry["output"])

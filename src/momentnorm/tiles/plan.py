@@ -110,7 +110,8 @@ def make_plan(graph: Graph, tile: tuple[int, ...], store: bool) -> Plan:
     grid = Grid.of(graph, tile)
     layout = Layout(graph, grid, passes(graph, store))
     parts = [_pass_plan(layout, one) for one in layout.passes]
-    all_at_once = steps(graph, {graph.output: whole(graph.output.size)}, {graph.image})
+    last = layout.passes[-1].targets
+    all_at_once = steps(graph, {node: whole(node.size) for node in last}, {graph.image})
     assert graph.image.shape is not None
     assert graph.output.shape is not None
     return Plan(

@@ -20,7 +20,7 @@ from momentnorm import Moments
 from .errors import TilesError
 from .evaluate import Small, compute, multiplications, steps
 from .execute import Progress, Run
-from .files import File, Sink, Source
+from .files import Sink, Source, path_of
 from .fingerprint import key_of
 from .graph import Graph, Node, build, device_of
 from .ledger import Ledger
@@ -115,10 +115,12 @@ class Tiled:
             if not output.is_map:
                 return run.execute(passes)[output]
             assert output.dtype is not None
-            is_new = run.ledger.claim(repr(out) if _is_path(out) else type(out).__name__)
-            run.sink = Sink(out, plan.out_shape, output.dtype, plan.tile, is_new)
+            path = path_of(out)
+            if path is not None:
+                run.ledger.claim(path)
+            run.sink = Sink(out, plan.out_shape, output.dtype, plan.tile)
             run.execute(passes)
-            return out if _is_path(out) else run.sink.array
+            return run.sink.array if path is None else out
 
     @torch.no_grad()
     def moments(
@@ -293,10 +295,6 @@ def _kept(resume: Any) -> str:
     if resume is None:
         return ""
     return f". What is done is kept in {resume}: the same call goes on from there"
-
-
-def _is_path(out: Any) -> bool:
-    return isinstance(out, (str, os.PathLike, File))
 
 
 def _axes_of(model: nn.Module) -> int:

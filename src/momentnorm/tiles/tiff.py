@@ -33,6 +33,7 @@ class TiffFile:
         try:
             with tifffile.TiffFile(path) as file:
                 page = file.pages[0].aspage()
+                is_one_block = not page.is_tiled and bool(page.is_memmappable)
         except (tifffile.TiffFileError, OSError, ValueError, IndexError) as error:
             raise TilesError(f"{path} is damaged or is no TIFF file: {error}") from error
         if page.axes not in ("YX", "YXS", "SYX"):
@@ -49,7 +50,7 @@ class TiffFile:
         self._down = -(-self.shape[1] // self._chunk[0])
         self._cache: OrderedDict[int, Any] = OrderedDict()
         # One block of numbers, as cameras and tifffile.memmap write it: no strip has to be decoded.
-        self._is_one_block = not page.is_tiled and bool(page.is_memmappable)
+        self._is_one_block = is_one_block
 
     def __getitem__(self, key: tuple[slice, ...]) -> Any:
         _, rows, columns = key
