@@ -53,6 +53,14 @@ class Resampling(Spatial):
         return x
 
 
+def _taken(x: Tensor, dim: int, places: Tensor) -> Tensor:
+    """The pixels at these places along one axis."""
+    if dim < x.dim() - 1:
+        return x.index_select(dim, places)
+    # Along the last axis index_select took ten times as long as gather does.
+    return x.gather(dim, places.expand(*x.shape[:-1], len(places)))
+
+
 def _gathered(x: Tensor, dim: int, places: Tensor, weights: Tensor | None) -> Tensor:
     """Weighted sums of the pixels at these places along one axis."""
     length, taps = places.shape
@@ -60,7 +68,7 @@ def _gathered(x: Tensor, dim: int, places: Tensor, weights: Tensor | None) -> Te
         return x.narrow(dim, int(places[0, 0]), length)  # a crop: no copy
     total: Tensor | None = None
     for tap in range(taps):
-        one = x.index_select(dim, places[:, tap].to(x.device))
+        one = _taken(x, dim, places[:, tap].to(x.device))
         if weights is not None:
             shape = [1] * x.dim()
             shape[dim] = -1
