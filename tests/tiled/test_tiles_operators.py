@@ -169,7 +169,7 @@ class Random(nn.Module):
         return x
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     steps=st.lists(st.tuples(st.sampled_from(sorted(STEPS)), st.booleans()), max_size=6),
     size=st.tuples(st.integers(17, 33), st.integers(17, 33)),

@@ -83,7 +83,7 @@ def resumed(folder, source=None, sink=None):
 
 
 # Three passes of nine tiles; the first reads the image, and three pieces of it are compared before.
-@pytest.mark.parametrize("at", [1, 4, 8, 12])
+@pytest.mark.parametrize("at", [1, 8, 12])
 def test_stopped_while_the_image_is_read(tmp_path, straight, at):
     with pytest.raises(KeyboardInterrupt):
         resumed(tmp_path, Array(IMAGE, KeyboardInterrupt(), at))
@@ -103,7 +103,7 @@ def test_stopped_while_the_output_is_written(tmp_path, straight):
     assert not list(tmp_path.glob("*.map"))
 
 
-@pytest.mark.parametrize("bytes_lost", [1, 150, 1000])
+@pytest.mark.parametrize("bytes_lost", [1, 1000])
 def test_a_ledger_that_is_cut_off(tmp_path, straight, bytes_lost):
     with pytest.raises(KeyboardInterrupt):
         resumed(tmp_path, sink=Sink(np.zeros_like(IMAGE), KeyboardInterrupt(), 1))
