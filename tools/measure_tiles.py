@@ -6,7 +6,7 @@
 
 A case replaces its row in docs/tiles.csv. Memory is what the operating system counts: the largest
 resident set during the run, less that before it. Images lie on disk, so they do not count. Time is
-that of the processors, all threads together, since a busy machine changes it least.
+the processor's for one thread, which a busy machine changes least.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ def status(name: str) -> int:
 def measure(network: str, schedule: str, size: int, folder: Path) -> dict[str, object]:
     """One case, in this process."""
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # threads that wait for each other would count
     model = (Network(Architecture()) if network == "style" else UNet3d()).eval()
     shape, tile = shape_of(network, size), TILE[network]
     source = File(folder / "in.npy", scale=1 / 255)
