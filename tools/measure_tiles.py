@@ -28,7 +28,10 @@ from momentnorm.stylize.network import Architecture, Network
 from momentnorm.tiles import File, tiled
 
 CSV = Path(__file__).parent.parent / "docs" / "tiles.csv"
-COLUMNS = ["network", "schedule", "size", "tile", "seconds", "memory", "plan", "disk"]
+COLUMNS = [
+    *("network", "schedule", "size", "tile", "threads"),
+    *("seconds", "memory", "plan", "disk"),
+]
 TILE = {"style": 512, "volume": 64}
 
 
@@ -115,6 +118,7 @@ def measure(network: str, schedule: str, size: int, folder: Path) -> dict[str, o
         "schedule": schedule,
         "size": size,
         "tile": "" if schedule == "untiled" else tile,
+        "threads": torch.get_num_threads(),
         "seconds": f"{seconds:.1f}",
         "memory": round(peak / 1e6),
         "plan": round((plan.untiled_memory if schedule == "untiled" else plan.memory) / 1e6),
@@ -127,13 +131,13 @@ def table() -> str:
     with open(CSV, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     lines = [
-        "| network | size | schedule | processor seconds | peak memory, MB | plan, MB | disk, MB |",
-        "|---|---|---|---|---|---|---|",
+        "| network | size | schedule | threads | seconds | peak memory, MB | plan, MB | disk, MB |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        size = f"{row['size']} megapixels" if row["network"] == "style" else f"{row['size']}^3"
+        size = f"{row['size']} MP" if row["network"] == "style" else f"{row['size']}^3"
         lines.append(
-            f"| {row['network']} | {size} | {row['schedule']} | {row['seconds']} "
+            f"| {row['network']} | {size} | {row['schedule']} | {row['threads']} | {row['seconds']} "
             f"| {row['memory']} | {row['plan']} | {row['disk']} |"
         )
     return "\n".join(lines)

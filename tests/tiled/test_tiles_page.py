@@ -26,9 +26,10 @@ def test_the_figures_are_the_measured_ones():
         rows = list(csv.DictReader(file))
     assert rows
     for row in rows:
-        size = f"{row['size']} megapixels" if row["network"] == "style" else f"{row['size']}^3"
-        cells = [row["network"], size, row["schedule"], row["seconds"], row["memory"], row["plan"]]
-        assert f"| {' | '.join(cells)} | {row['disk']} |" in PAGE
+        size = f"{row['size']} MP" if row["network"] == "style" else f"{row['size']}^3"
+        names = ("schedule", "threads", "seconds", "memory", "plan", "disk")
+        cells = [row["network"], size, *(row[name] for name in names)]
+        assert f"| {' | '.join(cells)} |" in PAGE
     with open(DOCS / "tiles-seams.csv") as file:
         for row in csv.DictReader(file):
             assert f"| {row['statistics']} | {row['psnr']} |" in PAGE
