@@ -137,8 +137,8 @@ def table() -> str:
     for row in rows:
         size = f"{row['size']} MP" if row["network"] == "style" else f"{row['size']}^3"
         lines.append(
-            f"| {row['network']} | {size} | {row['schedule']} | {row['threads']} | {row['seconds']} "
-            f"| {row['memory']} | {row['plan']} | {row['disk']} |"
+            f"| {row['network']} | {size} | {row['schedule']} | {row['threads']} "
+            f"| {row['seconds']} | {row['memory']} | {row['plan']} | {row['disk']} |"
         )
     return "\n".join(lines)
 
