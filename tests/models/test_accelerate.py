@@ -16,7 +16,7 @@ import momentnorm
 from momentnorm import accelerate, functional, restore
 from momentnorm.functional import classic
 from momentnorm.models import accelerate as accelerate_module
-from momentnorm.models import classes
+from momentnorm.models import classes, eligibility
 from support.models import MODELS, BasicBlock, cyclegan_generator, pix2pix_unet
 
 deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:DeprecationWarning")
@@ -135,7 +135,7 @@ def test_twice_is_once(network):
     again = accelerate(model)
     assert types(model) == before
     assert not again.swapped
-    assert sum(row.why_not == "momentnorm's already" for row in again.rows) == swapped
+    assert sum(row.why_not == "already a momentnorm layer" for row in again.rows) == swapped
     assert sum(bool(row.fused) for row in again.rows) == fused
     assert len(restore(model).swapped) == swapped
 
@@ -220,7 +220,7 @@ def test_subclasses_that_left_the_forward_alone_become_subclasses_of_both():
     for net in (model, twin):
         close([net(x)], [theirs(x)])
     (row,) = accelerate(model).rows
-    assert (row.why_not, row.fused) == ("momentnorm's already", "ReLU")
+    assert (row.why_not, row.fused) == ("already a momentnorm layer", "ReLU")
     restore(twin)
     assert types(twin) == types(theirs)
 
@@ -228,8 +228,11 @@ def test_subclasses_that_left_the_forward_alone_become_subclasses_of_both():
 @pytest.mark.parametrize(
     ("change", "why_not"),
     [
-        (lambda norm: setattr(norm, "activation", "relu"), "'activation' is a name of its own"),
-        (lambda norm: norm.add_module("inplace", nn.ReLU()), "'inplace' is a name of its own"),
+        (
+            lambda norm: setattr(norm, "activation", "relu"),
+            "it defines 'activation', and so does momentnorm's class",
+        ),
+        (lambda norm: norm.add_module("inplace", nn.ReLU()), "it defines 'inplace'"),
         (lambda norm: setattr(norm, "forward", norm.forward), "its forward was replaced"),
         (lambda norm: parametrizations.weight_norm(norm, dim=None), "it is parametrized"),
         (lambda norm: norm.to(torch.float8_e4m3fn), "no kernel: "),
@@ -269,15 +272,15 @@ class OwnPickle(nn.BatchNorm2d):
 @pytest.mark.parametrize(
     ("norm", "why_not"),
     [
-        (OwnForward(4), "it has a forward of its own"),
-        (OwnNorm(4), "'_apply_instance_norm' is a name of its own"),
-        (OwnPickle(4), "'__reduce__' is a name of its own"),
-        (nn.SyncBatchNorm(4), "its statistics are those of all processes"),
-        (nn.LayerNorm(4), "momentnorm has torch's own"),
-        (nn.RMSNorm(4), "momentnorm has torch's own"),
-        (nn.LocalResponseNorm(4), "momentnorm has torch's own"),
-        (momentnorm.InstanceNorm2d(4), "momentnorm's already"),
-        (momentnorm.BatchInstanceNorm2d(4), "momentnorm's already"),
+        (OwnForward(4), "it has its own forward"),
+        (OwnNorm(4), "it defines '_apply_instance_norm'"),
+        (OwnPickle(4), "it defines '__reduce__'"),
+        (nn.SyncBatchNorm(4), "SyncBatchNorm takes its statistics from all processes"),
+        (nn.LayerNorm(4), "momentnorm uses torch's own layer"),
+        (nn.RMSNorm(4), "momentnorm uses torch's own layer"),
+        (nn.LocalResponseNorm(4), "momentnorm uses torch's own layer"),
+        (momentnorm.InstanceNorm2d(4), "already a momentnorm layer"),
+        (momentnorm.BatchInstanceNorm2d(4), "already a momentnorm layer"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -304,7 +307,7 @@ def test_a_parametrization_put_on_afterwards_is_to_be_taken_off_first():
 @deprecated
 def test_scripts_are_kept():
     (row,) = accelerate(torch.jit.script(small())).rows
-    assert row.why_not.startswith("scripted already")
+    assert row.why_not.startswith("a TorchScript layer cannot be swapped")
     assert row.before == "scripted InstanceNorm2d"
 
 
@@ -603,9 +606,9 @@ def test_the_report_is_data_and_a_table():
         "1",
         "torch.nn.LayerNorm",
         "kept",
-        "momentnorm has torch's own",
+        "momentnorm uses torch's own layer",
     ]
-    assert summary == "1 of 2 layers swapped, 1 with the activation behind them"
+    assert summary == "1 of 2 layers swapped, 1 fused with an activation"
     empty = accelerate(nn.Linear(2, 2))
     assert (empty.rows, str(empty)) == ((), "no normalization layers: nothing to do")
 
@@ -790,7 +793,9 @@ def test_where_torch_is_wrong_float64_decides():
     x = 1000 + 0.001 * torch.randn(2, 3, 16, 16)
     report = accelerate(model, verify=x)
     assert not report.verification.right
-    assert "1 layers differ by more than rounding: from float64 torch's" in str(report)
+    assert "layers that differ by more than rounding: 1; error against float64: torch up to" in str(
+        report
+    )
     replay = report.rows[0].replay
     assert replay.difference > replay.tolerance
     assert replay.our_error < 1e-5 < replay.torch_error
@@ -826,9 +831,7 @@ def test_the_first_layers_names_in_nested_and_tied_models():
     model = nn.ModuleDict({"a": pix2pix_unet(), "b": cyclegan_generator(blocks=1)})
     report = accelerate(model)
     names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, accelerate_module._NORMS)
+        name for name, module in model.named_modules() if isinstance(module, eligibility.NORMS)
     ]
     assert [row.name for row in report.rows] == names
 

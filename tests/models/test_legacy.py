@@ -189,10 +189,10 @@ def test_changes_are_told():
     assert str(told[0].message) == f"load_legacy:\n{report}"
     assert told[0].filename == __file__
     assert str(report) == (
-        "renamed: 'module.' (of DataParallel) taken off every name\n"
-        "dropped, since InstanceNorm normalizes with the input's own: 1.running_mean, "
+        "renamed: 'module.' (of DataParallel) removed from every name\n"
+        "dropped, since InstanceNorm uses the statistics of its input: 1.running_mean, "
         "1.running_var\n"
-        "added, as 0: 2.1.num_batches_tracked"
+        "added with the value 0: 2.1.num_batches_tracked"
     )
 
 

@@ -92,7 +92,7 @@ def test_they_are_swapped_and_compute_what_they_did(name, training, calls):
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
     assert calls == [fused.lower() or None]
     (row,) = accelerate(model).kept
-    assert row.why_not == "momentnorm's already"
+    assert row.why_not == "already a momentnorm layer"
     assert [row.swapped for row in restore(model).rows] == [True]
     assert type(model[0]) is before
     assert vars(model[0]).keys() == vars(theirs[0]).keys()
@@ -113,7 +113,7 @@ def test_copies_and_pickles(name, monkeypatch):
 
 def test_the_channels_of_a_pixel_are_torchs_business():
     (row,) = accelerate(nn.Sequential(LayerNorm2d(4))).kept
-    assert row.why_not == "momentnorm has torch's own"
+    assert row.why_not == "momentnorm uses torch's own layer"
 
 
 class Own(BatchNormAct2d):
@@ -133,15 +133,15 @@ class Quiet(BatchNormAct2d):
 
 def test_subclasses():
     own, named, quiet = accelerate(nn.Sequential(Own(4), Named(4), Quiet(4, nn.ReLU()))).rows
-    assert own.why_not == "it has a forward of its own"
-    assert named.why_not == "'activation' is a name of its own, which ours has too"
+    assert own.why_not == "it has its own forward"
+    assert named.why_not == "it defines 'activation', and so does momentnorm's class"
     assert (quiet.swapped, quiet.fused) == (True, "ReLU")
 
 
 def test_a_forward_that_somebody_has_replaced_is_not_timms(monkeypatch):
     monkeypatch.setattr(BatchNormAct2d, "forward", lambda self, x: x)
     (row,) = accelerate(nn.Sequential(BatchNormAct2d(4))).rows
-    assert row.why_not == "it has a forward of its own"
+    assert row.why_not == "it has its own forward"
 
 
 def test_inputs_that_are_theirs_to_answer(calls):

@@ -21,7 +21,7 @@ deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:Deprecati
 
 pytestmark = pytest.mark.usefixtures("backend")
 
-THEIRS = {name: getattr(F, name) for name in patch_module._NAMES}
+THEIRS = {name: getattr(F, name) for name in patch_module.NAMES}
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def calls(monkeypatch):
 
         return call
 
-    for name in patch_module._NAMES:
+    for name in patch_module.NAMES:
         monkeypatch.setattr(functional, name, counting(getattr(functional, name)))
     return called
 
 
 def _is_undone():
     return {
-        name: getattr(F, name) for name in patch_module._NAMES
+        name: getattr(F, name) for name in patch_module.NAMES
     } == THEIRS and not patch_module._active
 
 

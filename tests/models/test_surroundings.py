@@ -108,10 +108,10 @@ def test_verification_names_a_layout_that_a_view_does_not_take():
     with pytest.raises(accelerate_module.VerificationError) as raised:
         accelerate(model, verify=x)
     message = str(raised.value)
-    assert message.startswith("'body.1' (InstanceNorm2d): it keeps channels_last, where torch's ")
+    assert message.startswith("'body.1' (InstanceNorm2d): it keeps channels_last, torch's ")
     assert "behind it the model raised RuntimeError: view size is not compatible" in message
     assert "write reshape(...) for view(...) there, or call momentnorm.accelerate(..." in message
-    assert message.endswith("keep_layout=False); the model is what it was")
+    assert message.endswith("keep_layout=False); the model is unchanged")
     assert type(model.body[1]) is nn.InstanceNorm2d
     assert [row.name for row in raised.value.report.rows] == ["body.1"]
     report = accelerate(model, verify=x, keep_layout=False)
@@ -143,7 +143,7 @@ def test_check_names_a_layout_that_a_view_does_not_take():
     report = check(model, x)
     (finding,) = report.of("layout")
     assert (finding.severity, finding.layer) == ("error", "0.body.1")
-    assert finding.message.startswith("InstanceNorm2d: it keeps channels_last, where torch's layer")
+    assert finding.message.startswith("InstanceNorm2d: it keeps channels_last, torch's layer")
     assert "behind it '0' (Encoder) raised RuntimeError: view size" in finding.message
     assert "reshape" in finding.fix
     assert "keep_layout=False" in finding.fix
@@ -186,7 +186,7 @@ def test_a_model_on_meta_cannot_be_verified():
     ],
 )
 def test_a_report_warns_of_imported_tools_that_match_classes(imported, tool, monkeypatch):
-    for name in ("torch._inductor", *accelerate_module._TYPE_MATCHERS):
+    for name in ("torch._inductor", *accelerate_module.TYPE_MATCHERS):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert accelerate(nn.Sequential(nn.BatchNorm2d(3))).warnings == ()
     monkeypatch.setitem(sys.modules, imported, types.ModuleType(imported))
