@@ -429,7 +429,7 @@ def test_a_momentum_of_switchable_norm_is_what_is_kept():
     model = _net(lambda: momentnorm.SwitchableNorm2d(8, momentum=0.1))
     report = check(model, _x())
     assert _found(report) == [("warning", "momentum", f"{name}.1") for name in ("stem", "body")]
-    assert "0.9 of the last batch" in report.findings[0].message
+    assert "the last batch makes up 0.9 of the running statistics" in report.findings[0].message
     fresh = check(_net(lambda: momentnorm.SwitchableNorm2d(8)).eval(), _x())
     assert {finding.kind for finding in fresh} == {"never-moved"}
 
@@ -487,7 +487,7 @@ def test_planes_of_one_element(mode, library):
     assert _found(report) == [("error", "few-elements", "4")]
     assert isinstance(report.exception, ValueError)
     assert "(2, 8, 1, 1)" in report.findings[0].message
-    assert report.findings[0].fix == "an input of (2, 3, 24, 18), 2 times as large, would do"
+    assert report.findings[0].fix == "an input of (2, 3, 24, 18), 2 times as large, works"
     assert check(model, _x(2, 3, 24, 18)).exception is None
 
 
@@ -642,7 +642,7 @@ def test_digits_that_the_dtype_has_lost(dtype, offset, library):
     _shifted(offset)(model)
     (finding,) = check(model, _x().to(dtype))
     assert (finding.severity, finding.kind, finding.layer) == ("warning", "digits", "body.1")
-    assert "gone before they arrive" in finding.message
+    assert "lost before this layer" in finding.message
 
 
 @every_library
@@ -818,7 +818,7 @@ def test_other_exceptions_are_named():
 def test_an_exception_of_a_layer_that_no_rule_knows(library):
     (finding,) = check(library.InstanceNorm2d(3), _x(3))
     assert (finding.severity, finding.kind) == ("error", "exception")
-    assert "of input (3,), torch.float32 on cpu, it raised ValueError" in finding.message
+    assert "for an input of (3,), torch.float32 on cpu, it raised ValueError" in finding.message
     (finding,) = check(library.BatchNorm2d(3), _x().double())
     assert "its parameters are torch.float32 on cpu" in finding.fix
 
@@ -1019,15 +1019,15 @@ def test_the_report_can_be_read():
     assert str(report) == (
         "2 normalization layers, called 2 times in eval mode: 0 errors, 2 warnings, 1 hint\n"
         "\n"
-        "warning [never-moved] stem.1: BatchNorm2d: evaluation is with the running statistics, and "
-        "those are still as they were made: the layer normalizes nothing\n"
+        "warning [never-moved] stem.1: BatchNorm2d: evaluation uses the running statistics, but "
+        "they still have their initial values: the layer normalizes nothing\n"
         "    also in body.1\n"
         "    fix: load a checkpoint that has them, or run training batches in train() first\n"
         "\n"
         "hint [zero-weight] body.1: BatchNorm2d: the weight is 0 in every channel, so the output "
-        "is the bias whatever arrives; so a residual branch starts on purpose (zero_init_residual, "
-        "last_gamma)\n"
-        "    fix: nothing, before the first step of a residual branch; else start the weight at 1"
+        "is the bias for every input; residual branches start with this on purpose "
+        "(zero_init_residual, last_gamma)\n"
+        "    fix: none for a residual branch before its first step; otherwise start the weight at 1"
     )
     assert len(report) == 3
     assert [finding.severity for finding in report] == ["warning", "warning", "hint"]
