@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_networks_compute_what_they_did(network, training):
+def test_networks_give_the_same_results(network, training):
     model, x, swapped, fused = network
     model.train(training)
     theirs = copy.deepcopy(model)
@@ -38,7 +38,7 @@ def test_networks_compute_what_they_did(network, training):
     model.load_state_dict(theirs.state_dict())
 
 
-def test_an_optimizer_from_before_trains_what_is_there_now(network):
+def test_an_optimizer_built_before_trains_the_swapped_model(network):
     model, x, *_ = network
     theirs = copy.deepcopy(model)
     results = []
@@ -76,7 +76,7 @@ def test_restore_gives_back_every_class(network):
     [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
     ids=["deepcopy", "pickle"],
 )
-def test_copies_compute_the_same_and_can_be_restored(network, copied):
+def test_copies_give_the_same_results_and_can_be_restored(network, copied):
     model, x, swapped, _ = network
     before = types(model)
     accelerate(model)
@@ -88,7 +88,7 @@ def test_copies_compute_the_same_and_can_be_restored(network, copied):
     assert types(twin) == before
 
 
-def test_twice_is_once(network):
+def test_a_second_call_changes_nothing(network):
     model, _, swapped, fused = network
     accelerate(model)
     before = types(model)
@@ -123,7 +123,7 @@ def test_everything_but_the_class_stays():
     assert seen == ["pre", "post", "weight", "backward", "state"]
 
 
-def test_tied_parameters_and_shared_modules_stay_so():
+def test_tied_parameters_and_shared_modules_stay():
     first, second = nn.GroupNorm(2, 4), nn.GroupNorm(2, 4)
     second.weight = first.weight
     model = nn.Sequential(first, nn.Conv2d(4, 4, 1), second, first)
@@ -135,7 +135,7 @@ def test_tied_parameters_and_shared_modules_stay_so():
 
 
 class Fast(nn.BatchNorm2d):
-    """A subclass that left the forward alone."""
+    """Subclass that inherits torch's forward."""
 
     fast = True
 
@@ -157,7 +157,7 @@ class FastSequential(nn.Sequential):
 
 
 @deprecated
-def test_subclasses_that_left_the_forward_alone_become_subclasses_of_both():
+def test_subclasses_with_torchs_forward_become_subclasses_of_both():
     model = FastSequential(Fast(4, "a"), nn.ReLU())
     theirs = copy.deepcopy(model)
     (row,) = accelerate(model).rows
@@ -182,7 +182,7 @@ def test_subclasses_that_left_the_forward_alone_become_subclasses_of_both():
     assert types(twin) == types(theirs)
 
 
-def test_a_parametrization_put_on_afterwards_is_to_be_taken_off_first():
+def test_restore_asks_to_remove_a_later_parametrization():
     model = small(nn.BatchNorm2d(4))
     accelerate(model)
     parametrize.register_parametrization(model[1], "weight", nn.Softplus())
@@ -201,7 +201,7 @@ def test_a_part_can_be_restored():
     assert types(model[1]) == types(small())
 
 
-def test_a_lazy_layer_becomes_ours_when_it_knows_its_channels():
+def test_a_lazy_layer_is_swapped_when_it_knows_its_channels():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d(), nn.ReLU())
     assert accelerate(model).swapped
     with pytest.raises(ValueError, match="call the model once before"):
@@ -240,7 +240,7 @@ def test_traces_exports_and_symbolic_traces(fuse):
     assert layers == ["0", "1", "2"]  # patterns that tools look for
 
 
-def test_compiled_models_are_compiled_again_with_ours():
+def test_compiled_models_are_compiled_again():
     operators = []
 
     def keep(graph, inputs):
@@ -311,7 +311,7 @@ def test_wrapped_models():
     assert type(model.module[1]) is momentnorm.InstanceNorm2d
 
 
-def test_the_first_layers_names_in_nested_and_tied_models():
+def test_rows_have_the_first_name_in_nested_models():
     model = nn.ModuleDict({"a": pix2pix_unet(), "b": cyclegan_generator(blocks=1)})
     report = accelerate(model)
     names = [

@@ -29,9 +29,9 @@ pytestmark = pytest.mark.usefixtures("backend")
     ],
     ids=["attribute", "submodule", "forward", "parametrization", "dtype"],
 )
-def test_what_would_change_is_kept(change, why_not, backend):
+def test_layers_that_would_change_are_kept(change, why_not, backend):
     if why_not == "no kernel: " and backend != "cpu":
-        pytest.skip(f"{backend}, asked for by name, takes every dtype")
+        pytest.skip(f"{backend} takes every dtype")
     norm = nn.InstanceNorm2d(4, affine=True)
     change(norm)
     before = type(norm)
@@ -70,7 +70,7 @@ class OwnPickle(nn.BatchNorm2d):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_what_is_not_ours_to_swap_is_kept(norm, why_not):
+def test_layers_without_a_counterpart_are_kept(norm, why_not):
     before = type(norm)
     (row,) = accelerate(nn.Sequential(norm)).kept
     assert row.why_not.startswith(why_not)

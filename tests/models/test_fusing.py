@@ -86,14 +86,14 @@ def test_activations_are_fused(norm, activation, monkeypatch):
     ],
     ids=str,
 )
-def test_other_followers_are_not(follower):
+def test_other_followers_are_not_fused(follower):
     model = small()
     model[2] = follower
     assert [row.fused for row in accelerate(model).rows] == [""]
     assert type(model) is nn.Sequential
 
 
-def test_a_layer_that_has_an_activation_or_writes_in_place_does_no_other():
+def test_a_layer_with_an_activation_or_inplace_fuses_no_other():
     for options in ({"activation": "tanh"}, {"inplace": True}):
         norm = momentnorm.InstanceNorm2d(4, **options)
         model = momentnorm.Sequential(norm, nn.Sigmoid())
@@ -105,7 +105,7 @@ def test_a_layer_that_has_an_activation_or_writes_in_place_does_no_other():
             assert torch.equal(seen, norm(x.clone())) == norm.inplace
 
 
-def test_whoever_takes_the_norms_output_still_gets_it():
+def test_the_norms_output_can_still_be_read():
     model, theirs = small(), None
     theirs = copy.deepcopy(model).eval()
     accelerate(model.eval())
@@ -121,7 +121,7 @@ def test_whoever_takes_the_norms_output_still_gets_it():
     assert taps[0][1].min() < 0
 
 
-def test_hooks_see_what_they_would_have_seen(monkeypatch):
+def test_hooks_see_the_same_tensors(monkeypatch):
     counted, x = Counted(monkeypatch), torch.randn(2, 3, 6, 6)
     for place in (1, 2):
         model = small()
@@ -150,7 +150,7 @@ def test_hooks_see_what_they_would_have_seen(monkeypatch):
     handle.remove()
 
 
-def test_a_shared_activation_is_one_everywhere():
+def test_a_shared_activation_stays_one_module():
     relu = nn.ReLU(inplace=True)
     model = nn.Sequential(nn.BatchNorm2d(3), relu, nn.Conv2d(3, 3, 1), relu, nn.BatchNorm2d(3))
     theirs = copy.deepcopy(model)

@@ -107,7 +107,7 @@ def _wrong(function, error):
     return call
 
 
-def test_a_layer_that_computes_something_else_is_named_and_everything_undone(monkeypatch):
+def test_a_wrong_layer_is_named_and_the_swap_undone(monkeypatch):
     monkeypatch.setattr(functional, "group_norm", _wrong(functional.group_norm, 1e-2))
     model = nn.Sequential(small(), nn.GroupNorm(2, 4))
     before = everything(model)
@@ -177,7 +177,7 @@ class TypeDependent(nn.Module):
         return self.norm(x) * (1 if type(self.norm) is nn.InstanceNorm2d else 2)
 
 
-def test_a_model_that_computes_something_else_is_undone():
+def test_a_wrong_model_is_undone():
     model = TypeDependent()
     with pytest.raises(
         accelerate_module.VerificationError, match="the model does not: outputs differ"
@@ -218,7 +218,7 @@ class Undecided(nn.Module):
     ],
     ids=["undecided", "integers", "misfit"],
 )
-def test_a_trial_that_cannot_be_leaves_the_model(model, inputs, message):
+def test_a_failed_trial_leaves_the_model_unchanged(model, inputs, message):
     before = types(model)
     with pytest.raises((ValueError, RuntimeError), match=message):
         accelerate(model, verify=inputs)

@@ -18,7 +18,7 @@ from ..layers.base import Layer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-#: The channels-last format for tensors of so many dimensions.
+#: Channels-last format, by number of dimensions.
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 FIX = (

@@ -27,7 +27,7 @@ NAMES = ("instance_norm", "batch_norm", "group_norm")
 _lock = threading.Lock()
 #: For each patch, the number of its starts that have not been stopped.
 _open: dict[patch, int] = {}
-#: Whether ``_open`` has entries. A bool of its own, since torch.compile guards on its value.
+#: Whether ``_open`` has entries. torch.compile compiles again when this bool changes.
 _active = False
 #: Functions of torch.nn.functional when the first patch started.
 _before: dict[str, Any] = {}

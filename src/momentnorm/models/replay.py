@@ -23,8 +23,8 @@ LAYER_EPSILONS = {
     torch.float16: 16,
 }
 
-#: Part of the largest value. Outputs closer to 0 get no gradient, since ReLU has a kink at 0, where
-#: rounding decides between two gradients.
+#: Part of the largest output. Outputs closer to 0 than this get the gradient 0, since ReLU has a
+#: kink at 0, where rounding decides between two gradients.
 KINK = 1e-3
 
 
@@ -78,7 +78,7 @@ class Replay:
 
 
 #: Headers of :meth:`Replay.figures`.
-COLUMNS = ("difference", "torch (ms)", "ours (ms)", "faster")
+COLUMNS = ("difference", "torch (ms)", "momentnorm (ms)", "faster")
 
 
 #: Calls a layer, and the activation behind it, on an input.

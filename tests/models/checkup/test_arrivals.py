@@ -36,7 +36,7 @@ def test_evaluation_that_depends_on_the_batch(library):
         assert "depends on the rest of its batch" in report.findings[0].message
 
 
-def test_a_momentum_of_switchable_norm_is_what_is_kept():
+def test_the_momentum_of_switchable_norm_is_the_share_kept():
     model = two_blocks(lambda: momentnorm.SwitchableNorm2d(8, momentum=0.1))
     report = check(model, noise())
     assert summary(report) == [("warning", "momentum", f"{name}.1") for name in ("stem", "body")]
@@ -77,7 +77,7 @@ def test_planes_of_one_element(mode, library):
 
 
 @every_library
-def test_the_size_that_would_do_does(library):
+def test_the_suggested_size_works(library):
     model = _strided(lambda: library.InstanceNorm2d(8))
     assert check(model, noise(2, 3, 12, 12)).of("few-elements")
     assert summary(check(model, noise(2, 3, 24, 24))) == []
@@ -87,7 +87,7 @@ def test_the_size_that_would_do_does(library):
 
 
 @every_library
-def test_no_size_would_do(library):
+def test_no_larger_size_works(library):
     model = nn.Sequential(convolution(3), nn.AdaptiveAvgPool2d(1), library.InstanceNorm2d(8))
     (finding,) = check(model, noise())
     assert "a larger input does not help" in finding.fix
@@ -171,7 +171,7 @@ def test_channels_that_raise(name, library):
 
 
 @every_library
-def test_vectors_are_no_batch_to_instance_norm(library):
+def test_instance_norm_reads_vectors_as_one_sample(library):
     model = nn.Sequential(nn.Linear(3, 8), library.InstanceNorm1d(8))
     (finding,) = check(model, noise(4, 3))
     assert (finding.severity, finding.kind, finding.layer) == ("warning", "channels", "1")

@@ -68,7 +68,7 @@ def test_the_page_has_every_kind():
     assert re.findall(r"^\| `([a-z-]+)` \|", PAGE, re.MULTILINE) == list(KINDS)
 
 
-def test_the_example_of_the_page_prints_what_is_printed_there(capsys):
+def test_the_example_of_the_page_prints_its_output(capsys):
     (example,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     exec(example, {})
     assert textwrap.indent(capsys.readouterr().out, "    ") in PAGE

@@ -41,7 +41,7 @@ class _Careless(nn.Module):
 
 @every_library
 @pytest.mark.parametrize("fails", [True, False])
-def test_the_model_is_as_it_was(fails, library):
+def test_the_model_is_unchanged(fails, library):
     model, x = _Careless(library, fails), noise()
     model.norm.eval()
     tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
@@ -66,7 +66,7 @@ def test_the_model_is_as_it_was(fails, library):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_a_keyboard_interrupt_passes_and_nothing_is_disturbed():
+def test_a_keyboard_interrupt_leaves_the_model_unchanged():
     norm = nn.BatchNorm2d(3)
 
     def interrupt(*_):

@@ -28,7 +28,7 @@ from support.checkup_cases import (
         (lambda: nn.Conv2d(3, 8, 3, bias=False), lambda library: library.BatchNorm2d(8), False),
     ],
 )
-def test_a_bias_that_is_taken_away(layer, norm, wasted, library):
+def test_a_bias_that_a_norm_removes(layer, norm, wasted, library):
     model = nn.Sequential(nn.Sequential(layer(), norm(library)), nn.ReLU())
     report = check(model, noise())
     assert summary(report) == ([("hint", "wasted-bias", "0.0")] if wasted else [])
@@ -40,14 +40,14 @@ def test_a_bias_that_is_taken_away(layer, norm, wasted, library):
         torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
 
 
-def test_an_accelerated_model_is_judged_alike():
+def test_an_accelerated_model_has_the_same_findings():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8), nn.ReLU())
     before = summary(check(model, noise()))
     momentnorm.accelerate(model)
     assert summary(check(model, noise())) == before == [("hint", "wasted-bias", "0")]
 
 
-def test_a_bias_of_other_channels_is_not_taken_away():
+def test_a_bias_of_other_channels_has_an_effect():
     linear = nn.Linear(3, 8)
     assert check(nn.Sequential(linear, nn.BatchNorm1d(8)), noise(16, 3)).of("wasted-bias")
     # In (N, L, C) the channels of the norm are L, and those of the Linear are C.

@@ -100,7 +100,7 @@ def test_digits_that_the_dtype_has_lost(dtype, offset, library):
 
 
 @every_library
-def test_near_the_end_of_float16(library):
+def test_near_the_largest_float16(library):
     norm = library.InstanceNorm2d(3).half()
     (finding,) = check(norm, noise().half() * 6000)
     assert (finding.severity, finding.kind) == ("warning", "overflow")
@@ -113,7 +113,7 @@ class _Log(nn.Module):
 
 @every_library
 @pytest.mark.parametrize("training", [True, False])
-def test_the_first_nan_and_where_it_comes_from(training, library):
+def test_the_first_nan_and_its_origin(training, library):
     x = noise()
     model = trained(two_blocks(lambda: library.BatchNorm2d(8)), x).train(training)
     model.body.insert(0, _Log())  # the logarithm of zeros that ReLU made
@@ -184,7 +184,7 @@ def test_layout(dimensions, library):
         assert f"momentnorm.InstanceNorm{dimensions}d" in report.findings[0].fix
 
 
-def test_a_layer_that_writes_over_its_input():
+def test_a_layer_that_overwrites_its_input():
     model = two_blocks(lambda: momentnorm.InstanceNorm2d(8, inplace=True))
     assert summary(check(model, noise())) == []
     scaled(1e-3)(model)

@@ -48,7 +48,7 @@ def test_an_exception_of_the_model_itself():
     assert "(the model): Broken raised KeyError" in str(report)
 
 
-def test_what_cannot_be_checked():
+def test_refused_models():
     with pytest.raises(TypeError, match="not function"):
         check(noise, noise())
     with pytest.raises(ValueError, match=r"layer '0', LazyInstanceNorm2d.*run the model once"):
@@ -90,7 +90,7 @@ def _layers(library):
 @every_library
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
-def test_a_layer_that_raises_is_an_error_and_no_other_is(dtype, training, library):
+def test_exactly_the_layers_that_raise_are_errors(dtype, training, library):
     for layer in _layers(library):
         layer.train(training)
         for shape in SHAPES.split(";"):
@@ -113,7 +113,7 @@ def test_a_layer_that_raises_is_an_error_and_no_other_is(dtype, training, librar
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning"
 )  # raised by torch while the compiler loads
-def test_compiled_models_are_looked_into():
+def test_compiled_models_are_checked():
     model = two_blocks(lambda: nn.InstanceNorm2d(8))
     scaled(1e-3)(model)
     expected = [("warning", "eps", "body.1")]
@@ -142,7 +142,7 @@ def test_keywords_and_outputs_of_any_kind():
     assert summary(check(Keywords(), (noise(), None), scale=1e-4)) == [("warning", "eps", "norm")]
 
 
-def test_a_layer_norm_of_others_is_left_alone():
+def test_a_layer_norm_with_its_own_forward_is_not_checked():
     class ChannelsFirst(nn.LayerNorm):
         def forward(self, x):
             return super().forward(x.movedim(1, -1)).movedim(-1, 1)

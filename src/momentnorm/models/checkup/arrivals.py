@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ...layers.switchable_norm import SwitchableNorm
-from .call import Batch, Call, Instance, count, eps_of, indices, is_torchs, unbatched_dim
+from .call import Batch, Call, Instance, count, eps_of, has_torch_forward, indices, unbatched_dim
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,7 +65,7 @@ def channels(call: Call) -> Iterator[Finding]:
     layer, shape = call.layer, call.shape
     if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
         wanted = tuple(layer.normalized_shape)
-        if is_torchs(layer) and shape[-len(wanted) :] != wanted:
+        if has_torch_forward(layer) and shape[-len(wanted) :] != wanted:
             yield call.finding(
                 "error",
                 "channels",
@@ -159,7 +159,7 @@ def never_moved(call: Call) -> Iterator[Finding]:
 
 
 def running_var(call: Call) -> Iterator[Finding]:
-    """Running statistics that are not finite, negative, or below eps."""
+    """Running statistics that are NaN, infinite or negative, or a variance below eps."""
     if call.running is None or not call.moved:
         return
     mean, var = call.running

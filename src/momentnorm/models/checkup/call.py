@@ -108,7 +108,7 @@ class Call:
             x = x.unsqueeze(0)
         if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
             shape = tuple(layer.normalized_shape)
-            if not is_torchs(layer) or tuple(x.shape[-len(shape) :]) != shape:
+            if not has_torch_forward(layer) or tuple(x.shape[-len(shape) :]) != shape:
                 return None
             return x.reshape(-1, 1, math.prod(shape))
         if x.dim() < 2:
@@ -171,14 +171,14 @@ def unbatched_dim(layer: Any) -> int:
     return int(layer._get_no_batch_dim())
 
 
-def is_torchs(layer: nn.Module) -> bool:
+def has_torch_forward(layer: nn.Module) -> bool:
     """Whether the layer has torch's own forward, not that of a subclass."""
     function = type(layer).forward
     return function.__module__.startswith("torch.nn.modules")
 
 
 def eps_of(layer: Any, dtype: torch.dtype) -> float:
-    """eps of a layer; RMSNorm's None means that of the dtype."""
+    """Value of a layer's eps. RMSNorm's None means the epsilon of the dtype."""
     return float(torch.finfo(dtype).eps if layer.eps is None else layer.eps)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ... import functional
 from ...core.grid import statistics_dtype
 from ..layouts import CHANNELS_LAST
-from .call import Batch, Call, Instance, count, eps_of, indices, is_torchs
+from .call import Batch, Call, Instance, count, eps_of, has_torch_forward, indices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -159,7 +159,7 @@ def digits(call: Call) -> Iterator[Finding]:
             "subtract the mean earlier (a bias in front of this layer has no effect), or use "
             "float32 up to this layer",
         )
-    elif worst > 10 and call.y is not None and is_torchs(call.layer):
+    elif worst > 10 and call.y is not None and has_torch_forward(call.layer):
         exact = _exact(call)
         unit = float(exact.std(correction=0)) or 1.0
         error = float((call.y.detach().to(exact.dtype) - exact).abs().max()) / unit

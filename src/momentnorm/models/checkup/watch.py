@@ -165,7 +165,7 @@ def _tidy(name: str) -> str:
 
 
 def _finite(value: Any) -> bool:
-    """Whether a value has no NaN and no infinity; True for values that cannot be asked."""
+    """Whether a dense float tensor has no NaN and no infinity; True for other values."""
     return (
         not isinstance(value, Tensor)
         or not value.is_floating_point()
