@@ -33,7 +33,7 @@ def test_evaluation_that_depends_on_the_batch(library):
     for mode, severity in ((True, "hint"), (False, "warning")):
         report = check(model.train(mode), noise())
         assert summary(report) == [(severity, "tracking", f"{name}.1") for name in ("stem", "body")]
-        assert "depends on the rest of its batch" in report.findings[0].message
+        assert "in evaluation too a sample's output depends on" in report.findings[0].message
 
 
 def test_the_momentum_of_switchable_norm_is_the_share_kept():

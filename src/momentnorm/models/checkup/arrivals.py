@@ -134,8 +134,8 @@ def tracking(call: Call) -> Iterator[Finding]:
         yield call.finding(
             "hint" if layer.training else "warning",
             "tracking",
-            "there are no running statistics, so evaluation too gives an output that "
-            "depends on the rest of its batch",
+            "there are no running statistics, so in evaluation too a sample's output depends on "
+            "the rest of its batch",
             "track_running_stats=True; or InstanceNorm or GroupNorm, which do not use the batch",
         )
 
