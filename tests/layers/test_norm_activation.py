@@ -136,7 +136,7 @@ def test_the_forward_may_move_running_var_before_its_backward(backend):
     ("layer", "shape", "error", "message"),
     [
         (FilterResponseNorm2d(3), (2, 3, 4), ValueError, "expected 4D input"),
-        (FilterResponseNorm2d(3), (2, 4, 4, 4), RuntimeError, "takes 3 channels, not the 4"),
+        (FilterResponseNorm2d(3), (2, 4, 4, 4), RuntimeError, "takes 3 channels, got 4 in an"),
         (EvoNorm2dB0(3), (1, 3, 1, 1), ValueError, "more than 1 value per channel"),
     ],
 )
