@@ -37,7 +37,7 @@ def _same_numbers():
 @pytest.fixture(params=["cpu", "stand_in", "reference"])
 def backend(request):
     """The name of the backend that takes the calls of this test."""
-    if request.param == "cpu" and dispatch._by_name("cpu").refuses(torch.zeros(1, 1, 2)):
+    if request.param == "cpu" and dispatch.backend_named("cpu").refuses(torch.zeros(1, 1, 2)):
         pytest.skip("the CPU kernels are not built, or do not load")
     with use_backend(request.param):
         yield request.param

@@ -37,7 +37,7 @@ __all__ += layers.__all__
 
 
 def __getattr__(name: str) -> _Any:
-    # Applications are imported when they are asked for.
+    # The explainer is an application, which is imported at its first use.
     if name == "explain":
         return _importlib.import_module(".explainer", __name__).explain
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -223,9 +223,7 @@ def test_parameters_of_each_sample(backend, layout, pool):
 
 def test_parameters_of_each_sample_fit_the_grid(backend):
     x = torch.randn(4, 6, 5)
-    with pytest.raises(
-        RuntimeError, match=r"shape \(6,\).*or \(4, 6\), one for each of each sample"
-    ):
+    with pytest.raises(RuntimeError, match=r"shape \(6,\).*or \(4, 6\), one row for each sample"):
         pooled_norm(x, torch.ones(4, 5), pool=Pool(1, 1))
 
 

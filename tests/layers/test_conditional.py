@@ -131,7 +131,7 @@ def test_adaptive_instance_norm_takes_weights_both_ways(backend, layout):
 def test_adaptive_instance_norm_asks_for_its_weights():
     with pytest.raises(RuntimeError, match=r"has no weight yet: assign layer\.weight and"):
         AdaptiveInstanceNorm2d(3)(torch.randn(2, 3, 4, 4))
-    with pytest.raises(RuntimeError, match=r"or \(2, 3\), one for each of each sample"):
+    with pytest.raises(RuntimeError, match=r"or \(2, 3\), one row for each sample"):
         AdaptiveInstanceNorm2d(3)(torch.randn(2, 3, 4, 4), torch.ones(5), torch.ones(5))
 
 
