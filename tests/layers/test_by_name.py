@@ -1,9 +1,10 @@
-"""Layers by name: what each makes, and how the factories of others would use them."""
+"""By name: the layer of each name, and calls as in the factories of other libraries."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import pickle
 
 import pytest
@@ -18,7 +19,7 @@ NAMES = set(by_name._REGISTRY)
 
 INPUTS = {1: (4, 4, 6), 2: (4, 4, 5, 6), 3: (4, 4, 2, 3, 4)}
 
-#: Name and dimensions: the layer of 4 channels, written out.
+#: Layer of 4 channels that each name and number of dimensions makes.
 LAYERS = {
     **{
         (name, dimensions): getattr(momentnorm, f"{kind}{dimensions}d")(4)
@@ -52,6 +53,28 @@ def test_what_a_name_makes(name, dimensions):
     shape = (4, 4) if (name, dimensions) == ("switchable", 1) else INPUTS[dimensions]
     x = torch.rand(shape)
     torch.testing.assert_close(layer(x), expected(x))
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_row_names_the_option_of_groups_and_takes_vectors_as_it_says(name):
+    norm = by_name.norm_named(name.upper())
+    options = {
+        name for layer in norm.layers.values() for name in inspect.signature(layer).parameters
+    }
+    assert options & {"groups", "num_groups"} == ({norm.groups} - {""})
+    if norm.vectors:
+        groups = {norm.groups: 2} if norm.groups else {}
+        x = torch.randn(4, 4)
+        assert get_norm_layer(name, dimensions=1, **groups)(4)(x).shape == x.shape
+
+
+def test_groups_that_do_not_divide_the_channels_name_the_divisors():
+    by_name.check_groups(3, 6)
+    for groups in (0, 4):
+        with pytest.raises(
+            ValueError, match=f"{groups} groups do not divide 6 channels: .* 1, 2, 3, 6"
+        ):
+            by_name.check_groups(groups, 6)
 
 
 def test_every_name_is_tried_here():
