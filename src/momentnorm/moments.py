@@ -80,7 +80,7 @@ class Moments:
         missing = {"count", "mean", "var"} - state.keys()
         if missing:
             raise ValueError(
-                f"moments need count, mean and var, but {', '.join(sorted(missing))} is missing: "
-                "pass what Moments.state_dict() gave"
+                f"moments need count, mean and var; missing: {sorted(missing)}: pass a dictionary "
+                "that Moments.state_dict() returned"
             )
         return cls(state["count"], state["mean"], state["var"])

@@ -12,14 +12,14 @@ import momentnorm
 from momentnorm.functional import instance_norm
 from support.pairs import feature_map, norm_pair
 
-# torch itself scripts some of its rules when forward mode is first used.
+# torch calls its own deprecated script compiler when forward mode is first used.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
 )
 
 
 def _formula(layer, x):
-    """The layer in plain torch: torch 2.13 gets the third derivative of its own operator wrong."""
+    """y in plain torch operators, since torch 2.13's own has a wrong third derivative."""
     mean, var = layer.running_mean.view(3, 1, 1), layer.running_var.view(3, 1, 1)
     if layer.training:
         mean, var = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=0, keepdim=True)
@@ -138,7 +138,7 @@ def test_running_statistics_have_no_forward_derivative(name, statistic):
             with pytest.raises(RuntimeError, match="not differentiable wrt running_mean") as raised:
                 function(dual, *statistics.values(), None, None, False)
             messages.append(str(raised.value))
-            function(dual, *statistics.values(), None, None, True)  # does not use them
+            function(dual, *statistics.values(), None, None, True)  # does not read them
     theirs, ours = messages
     assert ours.startswith(theirs)
     assert ours.endswith(".primal is")

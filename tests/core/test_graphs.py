@@ -84,7 +84,7 @@ def test_compiled_layers_agree_and_keep_kernels_as_one_operator(backend, trainin
     names = ("normalize", "normalize_backward")
     if not training:
         names = ("apply", "apply_gradient", "gradient_sums")
-    # Whatever backend is asked for: the operators choose when they run.
+    # The operators choose the backend when they run, so no graph depends on it.
     assert captured.ours() == {f"momentnorm.{name}.default" for name in names}
 
 
@@ -128,7 +128,7 @@ def test_inductor(kernels, layout, monkeypatch):
     stand_in.calls.clear()
     with (
         use_backend("reference" if kernels == "formulas" else kernels),
-        inductor.patch(implicit_fallbacks=False, fx_graph_cache=False),  # it knows our operators
+        inductor.patch(implicit_fallbacks=False, fx_graph_cache=False),
     ):
         found = _results(model, torch.compile(model, fullgraph=True), x)
     expected = ["normalize", "normalize_backward"] if kernels == "stand_in" else []
@@ -287,11 +287,11 @@ def test_onnx_gives_what_torchs_own_layer_gives(backend, dynamo):
     assert "InstanceNormalization" in nodes[0]
 
 
-# torch.jit: deprecated, and still what many programs are stored as
+# torch.jit: deprecated, but many stored programs use it
 
 
 @deprecated
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks of sizes
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # raised by torch's checks of sizes
 @pytest.mark.parametrize("training", [True, False])
 def test_traces_carry_the_standard_operator(backend, training):
     ours, theirs = _layers(training)

@@ -18,7 +18,7 @@ import momentnorm
 from momentnorm.functional import instance_norm
 from support.pairs import feature_map, norm_pair
 
-# torch itself scripts some of its rules when forward mode is first used.
+# torch calls its own deprecated script compiler when forward mode is first used.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
 )
@@ -40,14 +40,14 @@ def test_dispatch_modes_see_ordinary_operators(backend, training):
     x = feature_map().requires_grad_()
     with _Names() as forward:
         y = layer(x)
-    assert "aten.sub.Tensor" in forward.names  # x - mean, which a kernel would do unseen
+    assert "aten.sub.Tensor" in forward.names  # x - mean, which the mode would not see in a kernel
     with _Names() as backward:
         y.sum().backward()
     assert not any("momentnorm" in name for name in forward.names + backward.names)
 
 
 class _Celsius(torch.Tensor):
-    """A plain subclass: torch carries its type through functions."""
+    """Plain subclass, whose type torch carries through functions."""
 
 
 class _Recorder(torch.Tensor):
@@ -66,7 +66,7 @@ def test_tensor_subclasses(backend):
 
 
 class _Interceptor(torch.Tensor):
-    """A subclass that knows torch's functions, and no others."""
+    """Subclass that knows torch's functions alone."""
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -90,7 +90,7 @@ def test_subclasses_that_intercept_functions_get_torchs(name, options):
 
 @pytest.mark.parametrize("name", ["InstanceNorm2d", "GroupNorm"])
 def test_expanded_weights(name):
-    """torch's per-sample gradients: a tensor subclass in the place of each parameter."""
+    """torch's per-sample gradients put a tensor subclass in the place of each parameter."""
     x, found = torch.randn(3, 4, 5, 5), []
     for library in (momentnorm, nn):
         norm = getattr(library, name)(*((2, 4) if name == "GroupNorm" else (4,)), affine=True)
@@ -105,7 +105,7 @@ def test_expanded_weights(name):
 def test_tensors_of_onednn():
     x = torch.randn(2, 3, 4, 5)
     layer = nn.BatchNorm2d(3)
-    layer(x)  # running statistics
+    layer(x)  # updates the running statistics
     expected = layer.eval()(x.to_mkldnn())
     momentnorm.accelerate(layer)
     found = layer(x.to_mkldnn())
@@ -163,7 +163,7 @@ def test_default_device_and_dtype(backend):
         shadow = momentnorm.InstanceNorm2d(3, affine=True)
         assert shadow(torch.randn(2, 3, 4, 4)).is_meta
         y = momentnorm.InstanceNorm2d(3, affine=True, device="cpu")(x)
-        # These come without a mode that torch takes off for functions.
+        # These calls run with the mode of the device on. torch takes it off for its functions.
         switchable = momentnorm.SwitchableNorm2d(3, device="cpu")
         z = switchable(x.requires_grad_())
         assert not momentnorm.Moments.of(x).mean.is_meta
@@ -204,4 +204,4 @@ def test_inference_mode(backend):
         x = feature_map()
         torch.testing.assert_close(ours(x), theirs(x))
         torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
-    assert ours(x.clone()).requires_grad  # in eval: a clone is an ordinary tensor again
+    assert ours(x.clone()).requires_grad  # in eval, since a clone is an ordinary tensor

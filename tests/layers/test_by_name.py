@@ -78,7 +78,7 @@ def test_groups_that_do_not_divide_the_channels_name_the_divisors():
 
 
 def test_every_name_is_tried_here():
-    tried = {name for name, _ in LAYERS} | {"group", "evonorm_s0"}  # these two below
+    tried = {name for name, _ in LAYERS} | {"group", "evonorm_s0"}  # other tests have these two
     assert tried == NAMES
 
 
@@ -97,7 +97,7 @@ def test_norms_of_groups_have_32_groups_or_what_is_asked_for(dimensions):
 def test_names_in_any_case_and_pairs_with_options():
     for name in (
         ("GROUP", {"num_groups": 8}),
-        ["group", {"num_groups": 8}],  # out of a configuration file
+        ["group", {"num_groups": 8}],  # as a configuration file has it
         ("group", {"num_groups": 4}),
     ):
         options = {"num_groups": 8} if name[1]["num_groups"] == 4 else {}
@@ -107,11 +107,11 @@ def test_names_in_any_case_and_pairs_with_options():
     assert given == {"num_groups": 8}
 
 
-# As others use it
+# Calls as in other libraries
 
 
 class Pix2pixBlock(nn.Module):
-    """As pix2pix asks its factory: whether the convolution needs a bias of its own."""
+    """Block of pix2pix, which asks the factory whether the convolution needs a bias."""
 
     def __init__(self, norm_layer):
         super().__init__()
@@ -196,7 +196,7 @@ def test_a_class_or_function_of_ones_own():
             super().__init__()
             self.size = times * num_features
 
-    assert isinstance(Double, type)  # what is decorated stays what it is
+    assert isinstance(Double, type)  # the decorator returns the class
     assert get_norm_layer("double", dimensions=3)(4).size == 8
     assert get_norm_layer("DOUBLE", times=3)(4).size == 12
     with pytest.raises(TypeError, match="no option 'eps': its options are times"):
@@ -216,7 +216,7 @@ def test_a_name_that_is_taken_is_not_overwritten_unnoticed():
     with pytest.raises(ValueError, match=r"the name 'Batch' is taken, by .*overwrite=True"):
         register_norm_layer("Batch", nn.Identity)
     assert isinstance(get_norm_layer("batch")(4), momentnorm.BatchNorm2d)
-    register_norm_layer("none", nn.Identity)  # the same again
+    register_norm_layer("none", nn.Identity)  # again with an equal layer
     register_norm_layer("batch", nn.Identity, overwrite=True)
     assert isinstance(get_norm_layer("batch")(4), nn.Identity)
     with pytest.raises(ValueError, match="is taken"):

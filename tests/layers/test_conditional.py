@@ -1,4 +1,4 @@
-"""Layers whose scale and shift come from outside, each against its formula in float64."""
+"""Conditional layers, with scale and shift from outside, against their formulas in float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _twin(x):
 
 
 def _adain(content, style, variant, eps):
-    """By the definition, in the operands' dtype."""
+    """y by the definition, in the dtype of the operands."""
     spatial = {"dim": tuple(range(2, content.dim())), "keepdim": True}
     if variant == "original":
         deviation = (content.var(**spatial, correction=0) + eps).sqrt()

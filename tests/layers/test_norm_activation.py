@@ -1,4 +1,4 @@
-"""Normalizations that are activations too, each against its formula in float64."""
+"""Layers that are a norm and an activation together, against their formulas in float64."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_output_and_gradients_are_those_of_the_formula(backend, name, training, 
     assert_within(y, z, OUTPUT)
     found = torch.autograd.grad(y, [x, *parameters], gradient)
     for mine, right in zip(found, wanted, strict=True):
-        # a half's rounding before the threshold may move a value over it
+        # rounding in half precision may move a value across the threshold
         if dtype != torch.bfloat16 or not hasattr(layer, "tau"):
             assert_within(mine, right, GRADIENT)
 

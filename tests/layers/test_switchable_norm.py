@@ -27,7 +27,7 @@ of_both = pytest.mark.parametrize("kind", list(SPATIAL))
 
 
 def _batch_moments(x):
-    """The "bn" statistics of a feature map, (1, C, 1), by the authors' form."""
+    """Moments "bn" of a feature map, (1, C, 1), by the authors' form."""
     planes = x.flatten(2)
     mean, var = planes.mean(2, keepdim=True), planes.var(2, keepdim=True)
     batch_mean = mean.mean(0, keepdim=True)
@@ -152,7 +152,7 @@ def test_an_empty_batch_teaches_nothing():
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
 @pytest.mark.parametrize("kind", [SwitchableNorm2d, BatchInstanceNorm2d])
 def test_nothing_leaves_no_parameter_without_a_gradient(backend, kind, shape):
-    layer = kind(3)  # distributed training waits for the gradient of each
+    layer = kind(3)  # distributed training waits for a gradient of each parameter
     layer(torch.empty(shape, requires_grad=True)).sum().backward()
     for parameter in layer.parameters():
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))

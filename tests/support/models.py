@@ -1,4 +1,4 @@
-"""Networks of the kinds that live on normalization, in plain torch and a few channels wide."""
+"""Models: small copies of networks that use normalization, in plain torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class ResnetBlock(nn.Module):
-    """CycleGAN's: pad, convolve, normalize, twice, and the input added."""
+    """Residual block of CycleGAN: pad, convolve and normalize twice, and add the input."""
 
     def __init__(self, channels):
         super().__init__()
@@ -42,7 +42,7 @@ def cyclegan_generator(width=4, blocks=9):
 
 
 class UnetBlock(nn.Module):
-    """pix2pix's: the block inside begins with an activation that writes over what it is given."""
+    """Block of pix2pix, whose inner block begins with an in-place activation."""
 
     def __init__(self, outer, inner, inside=None, outermost=False):
         super().__init__()
@@ -70,7 +70,7 @@ def pix2pix_unet():
 
 
 class ConvDropoutNorm(nn.Module):
-    """nnU-Net's: its parts are attributes, and in a Sequential that is what the forward calls."""
+    """Block of nnU-Net, whose parts are attributes and stand in a Sequential, which it calls."""
 
     def __init__(self, inputs, outputs, stride=1, size=3, activation=True):
         super().__init__()
@@ -122,7 +122,7 @@ class ResidualUnet3d(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """torchvision's: one ReLU, called behind the first norm and behind the sum."""
+    """Block of torchvision, with one ReLU that is called after the first norm and after the sum."""
 
     def __init__(self, inputs, outputs, stride=1):
         super().__init__()
@@ -155,7 +155,7 @@ def resnet():
 
 
 class ConvNextBlock(nn.Module):
-    """LayerNorm over the channels of channels-last pixels."""
+    """LayerNorm over the channels of each pixel."""
 
     def __init__(self, channels=8):
         super().__init__()
@@ -182,8 +182,8 @@ def transformer():
     )
 
 
-#: Name: what builds it, the shape of an input, how many norms become ours, and with how many of
-#: them the activation behind.
+#: name: constructor, shape of an input, number of norms that become ours, and number of these that
+#: take the activation after them.
 MODELS = {
     "cyclegan": (cyclegan_generator, (1, 3, 32, 32), 23, 14),
     "pix2pix": (pix2pix_unet, (2, 3, 32, 32), 5, 0),

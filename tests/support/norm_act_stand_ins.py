@@ -1,4 +1,4 @@
-"""Layers with the shape of timm's and torchvision's source, which the tests do not install.
+"""Stand-ins for layers of timm and torchvision, which the tests do not install.
 
 timm needs torchvision, whose wheels belong to one build of torch. Names, modules, attributes and
 what the forwards compute are those of timm 1.0.
@@ -17,7 +17,7 @@ MODULES = {name: types.ModuleType(name) for name in ("timm", "torchvision")}
 
 
 def _of(name):
-    """A decorator: a class that says it was defined in the module of this name."""
+    """Decorator that gives a class the name of another module."""
 
     def defined(cls):
         cls.__module__ = cls.forward.__module__ = name
@@ -29,7 +29,7 @@ def _of(name):
 
 
 class DropBlock(nn.Module):
-    """A dropout that is none of torch's classes, as timm's is none."""
+    """Dropout that is not a class of torch, as in timm."""
 
     def forward(self, x):
         return F.dropout(x, 0.5, self.training)

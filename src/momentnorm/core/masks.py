@@ -40,9 +40,7 @@ def valid_elements(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -
     if lengths is None:
         raise ValueError("pass a mask or lengths")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise ValueError(
-            f"lengths are numbers of elements, integers, not {lengths.dtype}: convert with .long()"
-        )
+        raise ValueError(f"lengths are integers, not {lengths.dtype}: convert them with .long()")
     if spatial == 1 and lengths.dim() == 1:
         lengths = lengths.unsqueeze(1)
     if list(lengths.shape) != [samples, spatial]:

@@ -6,6 +6,8 @@ and types of tensors that know torch's functions alone.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -32,26 +34,8 @@ def instance_norm(
     options: Options,
 ) -> Tensor:
     """:func:`momentnorm.functional.instance_norm` in torch's operators."""
-    parse_activation(options.activation)  # raises before anything is recorded
-    if options.mask is None and options.lengths is None:
-        y = torch_instance_norm(input, *statistics, *parameters, use_input_stats, momentum, eps)
-        return _finished(y, input, options)
-    padding, x = _padding(input, options)
-    if use_input_stats:
-        centred, mean, var, counts = _masked_moments(x, padding, tuple(range(2, x.dim())))
-        if statistics[0] is not None:
-            used = counts > 0
-            samples = used.sum(0).clamp(min=1).flatten()
-            batch_mean, batch_var = (
-                (values.sum(0).flatten() / samples).detach()
-                for values in (mean, unbiased(var, counts))
-            )
-            share = momentum * used.any().to(mean.dtype)
-            update_running(statistics, batch_mean, batch_var, share)
-        y = _affine(centred * torch.rsqrt(var + eps), *parameters).to(x.dtype)
-    else:
-        y = torch_instance_norm(x, *statistics, *parameters, False, momentum, eps)
-    return _finished(y, input, options, padding)
+    norm = partial(torch_instance_norm, momentum=momentum, eps=eps)
+    return _tracked_norm(norm, (), input, statistics, parameters, use_input_stats, options)
 
 
 def batch_norm(
@@ -64,22 +48,38 @@ def batch_norm(
     options: Options,
 ) -> Tensor:
     """:func:`momentnorm.functional.batch_norm` in torch's operators."""
+    norm = partial(torch_batch_norm, momentum=momentum, eps=eps)
+    return _tracked_norm(norm, (0,), input, statistics, parameters, training, options)
+
+
+def _tracked_norm(
+    norm: partial[Tensor],  # torch's function, with its momentum and eps
+    pooled: tuple[int, ...],  # dimensions that share their statistics, besides the spatial ones
+    input: Tensor,
+    statistics: Pair,
+    parameters: Pair,
+    of_input: bool,
+    options: Options,
+) -> Tensor:
+    """y of a norm with running statistics, and their update."""
     parse_activation(options.activation)  # raises before anything is recorded
     if options.mask is None and options.lengths is None:
-        y = torch_batch_norm(input, *statistics, *parameters, training, momentum, eps)
-        return _finished(y, input, options)
+        return _finished(norm(input, *statistics, *parameters, of_input), input, options)
     padding, x = _padding(input, options)
-    if training:
-        centred, mean, var, counts = _masked_moments(x, padding, (0, *range(2, x.dim())))
-        if statistics[0] is not None:
-            batch_mean, batch_var = (
-                values.flatten().detach() for values in (mean, unbiased(var, counts))
-            )
-            share = momentum * (counts > 0).any().to(mean.dtype)
-            update_running(statistics, batch_mean, batch_var, share)
-        y = _affine(centred * torch.rsqrt(var + eps), *parameters).to(x.dtype)
-    else:
-        y = torch_batch_norm(x, *statistics, *parameters, False, momentum, eps)
+    if not of_input:
+        return _finished(norm(x, *statistics, *parameters, False), input, options, padding)
+    momentum, eps = norm.keywords["momentum"], norm.keywords["eps"]
+    pool = (*pooled, *range(2, x.dim()))
+    centred, mean, var, counts = _masked_moments(x, padding, pool)
+    if statistics[0] is not None:
+        used = counts > 0
+        divisor = used.sum(0).clamp(min=1).flatten()
+        batch_mean, batch_var = (
+            (values.sum(0).flatten() / divisor).detach() for values in (mean, unbiased(var, counts))
+        )
+        share = momentum * used.any().to(mean.dtype)
+        update_running(statistics, batch_mean, batch_var, share)
+    y = _affine(centred * torch.rsqrt(var + eps), *parameters).to(x.dtype)
     return _finished(y, input, options, padding)
 
 
