@@ -23,7 +23,7 @@ OUTPUT = {
 GRADIENT = {dtype: 4 * units for dtype, units in OUTPUT.items()}
 
 #: For comparisons with torch's own layer. Its sums over a plane are in the dtype of the input, or
-#: in float32 for half types. It also rounds the weight, the statistics and the result of half types.
+#: in float32 for half types, whose weight, statistics and result it also rounds.
 AGAINST_TORCH = {
     torch.float64: 256,
     torch.float32: 64,
