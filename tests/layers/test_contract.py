@@ -1,7 +1,7 @@
 """Contract: the layers behave as those of the installed torch.
 
-As classes they are in test_classes.py; values and gradients are in test_values.py, bad calls in
-test_errors.py, torch's transforms in test_transforms.py, and graphs in test_graphs.py.
+test_classes.py tests them as classes. tests/functional has values, gradients and bad calls, and
+tests/core has transforms and graphs.
 """
 
 from __future__ import annotations
