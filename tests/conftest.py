@@ -1,4 +1,4 @@
-"""Fixtures of every test: the backends, and the same random numbers each time."""
+"""Fixtures of every test: the backends, and repeatable random numbers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from support.explore_page import address, visit  # noqa: F401 - fixtures
 # Keras reads it when it is imported; the kernels serve Keras on torch.
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-# Last, after the reference that takes every call: nothing reaches it unless asked for by name.
+# The reference takes every call, so a backend after it takes calls by its name alone.
 dispatch.BACKENDS = (*dispatch.BACKENDS, stand_in)
 
-# The same examples each time, however slow the machine.
+# Repeatable examples, without limits of time.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-# A shell's background jobs ignore Ctrl-C, and so would the processes that tests stop by it.
+# Background jobs of a shell ignore Ctrl-C. The processes that tests stop by it must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tensors here are tiny: threads would spend the time waiting for each other.
+# Tensors in tests are tiny, so more threads would be slower.
 torch.set_num_threads(1)
 
 
@@ -40,8 +40,8 @@ def _same_numbers():
 
 @pytest.fixture(params=["cpu", "stand_in", "reference"])
 def backend(request):
-    """The name of the backend that takes the calls of this test."""
-    if request.param == "cpu" and dispatch._by_name("cpu").refuses(torch.zeros(1, 1, 2)):
+    """Name of the backend that takes the calls of this test."""
+    if request.param == "cpu" and dispatch.backend_named("cpu").refuses(torch.zeros(1, 1, 2)):
         pytest.skip("the CPU kernels are not built, or do not load")
     with use_backend(request.param):
         yield request.param
@@ -49,7 +49,7 @@ def backend(request):
 
 @pytest.fixture
 def restored():
-    """Leaves the instruction set and the thread count as they were."""
+    """Restore the instruction set and the number of threads after a test."""
     instruction_set, threads = cpu.instruction_set(), torch.get_num_threads()
     yield
     cpu.choose_instruction_set(instruction_set)

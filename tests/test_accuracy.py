@@ -14,7 +14,7 @@ from momentnorm.core import dispatch
 from momentnorm.functional import instance_norm
 
 pytestmark = pytest.mark.skipif(
-    bool(dispatch._by_name("cpu").refuses(torch.zeros(1, 1, 2))),
+    bool(dispatch.backend_named("cpu").refuses(torch.zeros(1, 1, 2))),
     reason="the CPU kernels are not built, or do not load",
 )
 

@@ -1,4 +1,4 @@
-"""Moments: any split merges to the whole, and empty sets change nothing."""
+"""Moments: parts merge to the moments of the whole, and empty sets change nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _of(values):
 def _assert_equal(found, expected):
     assert found.count == expected.count
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-12, atol=1e-12, equal_nan=True)
-    # a variance is known relative to the squares that it was made of
+    # the error of a variance is relative to the squares that were summed
     size = max(expected.mean.abs().max().item() ** 2, 1) if expected.count else 1
     torch.testing.assert_close(
         found.var, expected.var, rtol=1e-9, atol=1e-12 * size, equal_nan=True
@@ -82,7 +82,7 @@ def test_tiles_of_an_image(backend):
 
 
 def test_counts_of_each_place():
-    # masks and ragged batches count differently in each place
+    # with masks and ragged batches the counts differ between planes
     one = Moments(
         torch.tensor([[0.0, 2.0]]), torch.tensor([[9.0, 1.0]]), torch.tensor([[9.0, 4.0]])
     )

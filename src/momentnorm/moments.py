@@ -1,4 +1,4 @@
-"""``Moments``: the count, mean and variance of a set of numbers, as a value that merges."""
+"""Moments: count, mean and variance of a set of numbers, as a value that merges."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from .core import engine
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    r"""Count, mean and biased variance of sets of numbers, one set for each place of a grid.
+    r"""Count, mean and biased variance of sets of numbers, usually one set for each plane.
 
-    Two sets merge exactly as if their numbers had been seen together (Chan, Golub and LeVeque,
-    1979), so the tiles of an image, the frames of a film and the ranks of a job each contribute
-    theirs:
+    The moments of two sets merge into those of both together (Chan, Golub and LeVeque, 1979). So
+    the tiles of an image, the frames of a film or the ranks of a job can be measured one by one:
 
     .. math::
         \delta = \mu_b - \mu_a, \qquad
@@ -24,12 +23,12 @@ class Moments:
         \sigma^2 = \frac{n_a \sigma_a^2 + n_b \sigma_b^2}{n} + \delta^2 \frac{n_a n_b}{n^2}
 
     Args:
-        count: how many numbers each set has: a tensor that broadcasts to ``mean``.
-        mean: their mean, usually (N, C), in float64 where the device has it.
-        var: their biased variance, like ``mean``.
+        count: number of elements of each set, a tensor that broadcasts to ``mean``.
+        mean: mean of each set, usually (N, C), in float64 where the device has it.
+        var: biased variance of each set, like ``mean``.
 
     >>> left, right = torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[3.0, 6.0]]])
-    >>> (Moments.of(left) + Moments.of(right)).var  # of 1, 2, 3, 6
+    >>> (Moments.of(left) + Moments.of(right)).var  # the variance of 1, 2, 3, 6
     tensor([[3.5000]], dtype=torch.float64)
     """
 
@@ -40,17 +39,24 @@ class Moments:
     @classmethod
     @torch.no_grad()
     def of(cls, x: Tensor) -> Moments:
-        """The moments of each plane of a feature map (N, C, \\*S), outside autograd."""
+        """Moments of each plane of a feature map (N, C, \\*S), outside autograd.
+
+        Raises:
+            ValueError: fewer than three dimensions.
+        """
         if x.dim() < 3:
-            raise ValueError(f"expected a feature map (N, C, *S), got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"expected a feature map (N, C, *S), got shape {tuple(x.shape)}: "
+                "add the missing dimensions"
+            )
         mean, var = engine.moments(x)
         return cls(torch.tensor(x.shape[2:].numel(), dtype=mean.dtype, device=x.device), mean, var)
 
     def merge(self, other: Moments) -> Moments:
-        """The moments of both sets together; an empty set (count 0) changes nothing."""
+        """Moments of both sets together. A set with count 0 changes nothing."""
         count = self.count + other.count
         share = torch.where(count > 0, other.count / count.clamp(min=1), 0)
-        # A count of zero goes with a mean that is not a number: it must not reach the result.
+        # An empty set has the mean NaN, which must not reach the result.
         mine = torch.where(self.count > 0, self.mean, other.mean)
         delta = torch.where(other.count > 0, other.mean - mine, 0)
         my_var = torch.where(self.count > 0, self.var, 0)
@@ -61,17 +67,20 @@ class Moments:
     __add__ = merge
 
     def state_dict(self) -> dict[str, Tensor]:
-        """``count``, ``mean`` and ``var`` by name, for ``torch.save`` or safetensors."""
+        """Tensors ``count``, ``mean`` and ``var`` by name, for ``torch.save`` or safetensors."""
         return {"count": self.count, "mean": self.mean, "var": self.var}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Tensor]) -> Moments:
-        """The value that :meth:`state_dict` described.
+        """Moments from the tensors that :meth:`state_dict` gave.
 
         Raises:
-            ValueError: a name is missing.
+            ValueError: a missing name.
         """
         missing = {"count", "mean", "var"} - state.keys()
         if missing:
-            raise ValueError(f"moments need count, mean and var; missing: {sorted(missing)}")
+            raise ValueError(
+                f"moments need count, mean and var; missing: {sorted(missing)}: pass a dictionary "
+                "that Moments.state_dict() returned"
+            )
         return cls(state["count"], state["mean"], state["var"])

@@ -1,4 +1,4 @@
-"""Properties that Instance Normalization has by its definition, and who does the arithmetic."""
+"""Engine: properties of Instance Normalization by its definition, and the choice of a backend."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BACKENDS = [
 
 @st.composite
 def feature_maps(draw):
-    """A float64 feature map of up to three spatial dimensions, no plane of it constant."""
+    """Feature map in float64, of one to three spatial dimensions, without constant planes."""
     spatial = draw(st.lists(st.integers(1, 6), min_size=1, max_size=3))
     if torch.Size(spatial).numel() == 1:
         spatial[0] = 2
@@ -95,7 +95,7 @@ def test_the_gradient_is_orthogonal_to_what_is_normalized_away(x, data):
     x = x.clone().requires_grad_()
     y = instance_norm(x, eps=0.0)
     (dx,) = torch.autograd.grad(y, x, torch.randn_like(y))
-    # of two elements, dx is zero: what is left is the rounding of terms of size 1 / std
+    # with two elements dx is 0, so only rounding of terms of size 1 / std is left
     size = 1 + 1 / x.detach().flatten(2).std(2, correction=0).min()
     assert dx.flatten(2).sum(2).abs().max() < 1e-11 * size
     centred = x.detach() - x.detach().mean(tuple(range(2, x.dim())), keepdim=True)
@@ -112,7 +112,7 @@ def test_gradients_of_given_moments(backend, shape):
     )
 
 
-# Who does the arithmetic
+# Choice of a backend
 
 
 def test_kernels_do_the_forward_and_the_backward():
@@ -125,7 +125,7 @@ def test_kernels_do_the_forward_and_the_backward():
         with use_backend("stand_in"):
             stand_in.calls.clear()
             y = instance_norm(x, mean, var, weight, use_input_stats=training)
-        y.sum().backward()  # whoever did the forward does the backward
+        y.sum().backward()  # the backend of the forward does the backward
         assert stand_in.calls == calls
 
 
@@ -134,7 +134,7 @@ def test_kernels_do_the_forward_and_the_backward():
 def test_evaluation_has_the_same_bits_with_and_without_a_graph(backend, dtype, layout):
     mean, var, weight, bias = torch.randn(5), torch.rand(5) + 0.1, torch.randn(5), torch.randn(5)
     leaf = weight.clone().requires_grad_()
-    for spatial in ((4, 11), (17, 16)):  # small planes have loops of their own
+    for spatial in ((4, 11), (17, 16)):  # small planes have their own kernels
         x = LAYOUTS[layout]((3 * torch.randn(4, 5, *spatial) + 1).to(dtype))
         for tail in ({}, {"activation": "silu", "residual": x}):
             for function, options in (
@@ -186,7 +186,7 @@ def _chosen():
 
 
 def test_a_choice_belongs_to_the_thread_that_made_it():
-    """Two blocks that overlap in two threads end as they began."""
+    """Two ``with`` blocks that overlap in two threads do not change each other's backend."""
     before, inside, ended, found = _chosen(), threading.Event(), threading.Event(), []
 
     def other():

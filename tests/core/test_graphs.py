@@ -1,4 +1,4 @@
-"""Our layers in graphs: torch.compile, torch.export, ONNX, scripts, traces and torch.fx.
+"""Graphs of our layers: torch.compile, torch.export, ONNX, traces and torch.fx.
 
 Compiled programs keep the kernels as one operator. Programs that leave this process carry torch's
 standard operators alone, since they may run where momentnorm is not installed.
@@ -23,6 +23,7 @@ from momentnorm.core.backends import reference
 from momentnorm.core.pool import Pool
 from momentnorm.functional import instance_norm
 from support import stand_in
+from support.pairs import norm_pair
 from support.tolerances import AGAINST_TORCH, assert_within
 
 deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:DeprecationWarning")
@@ -40,7 +41,7 @@ def _targets(graph):
 
 
 class _Captured:
-    """A compiler backend that keeps the graphs that it is given, and runs them as they are."""
+    """Compiler backend that records the operators of its graphs, and runs them unchanged."""
 
     def __init__(self):
         self.operators = []
@@ -57,14 +58,8 @@ class _Captured:
 
 
 def _layers(training=True, **arguments):
-    arguments = {"affine": True, "track_running_stats": True, **arguments}
-    ours, theirs = momentnorm.InstanceNorm2d(3, **arguments), nn.InstanceNorm2d(3, **arguments)
-    with torch.no_grad():
-        for tensor in (*theirs.parameters(), *theirs.buffers()):
-            if tensor.is_floating_point():
-                tensor.uniform_(0.5, 1.5)
-    ours.load_state_dict(theirs.state_dict())
-    return ours.train(training), theirs.train(training)
+    arguments = {"dtype": torch.float32, "track_running_stats": True, **arguments}
+    return norm_pair(training, **arguments)
 
 
 def _results(layer, call, x):
@@ -89,7 +84,7 @@ def test_compiled_layers_agree_and_keep_kernels_as_one_operator(backend, trainin
     names = ("normalize", "normalize_backward")
     if not training:
         names = ("apply", "apply_gradient", "gradient_sums")
-    # Whatever backend is asked for: the operators choose when they run.
+    # The operators choose the backend when they run, so no graph depends on it.
     assert captured.ours() == {f"momentnorm.{name}.default" for name in names}
 
 
@@ -133,7 +128,7 @@ def test_inductor(kernels, layout, monkeypatch):
     stand_in.calls.clear()
     with (
         use_backend("reference" if kernels == "formulas" else kernels),
-        inductor.patch(implicit_fallbacks=False, fx_graph_cache=False),  # it knows our operators
+        inductor.patch(implicit_fallbacks=False, fx_graph_cache=False),
     ):
         found = _results(model, torch.compile(model, fullgraph=True), x)
     expected = ["normalize", "normalize_backward"] if kernels == "stand_in" else []
@@ -292,11 +287,11 @@ def test_onnx_gives_what_torchs_own_layer_gives(backend, dynamo):
     assert "InstanceNormalization" in nodes[0]
 
 
-# torch.jit: deprecated, and still what many programs are stored as
+# torch.jit: deprecated, but many stored programs use it
 
 
 @deprecated
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks of sizes
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # raised by torch's checks of sizes
 @pytest.mark.parametrize("training", [True, False])
 def test_traces_carry_the_standard_operator(backend, training):
     ours, theirs = _layers(training)

@@ -1,4 +1,4 @@
-"""Operands whose memory is not what their shapes say: an error, never a foreign address."""
+"""Hostile operands: memory smaller than the shape says raises an error, and is not read."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _kernels():
 
 
 def _shrink(operand: Tensor, how: str) -> None:
-    """Take memory from an operand, and keep its shape."""
+    """Make the memory of an operand smaller, and keep its shape."""
     storage = operand.detach().untyped_storage()
     storage.resize_(0 if how == "freed" else storage.nbytes() - 1)
 
 
 def _placed(values: Tensor, where: str) -> Tensor:
-    """The same values at the start, or far from the start, of their storage."""
+    """Copy of x that begins at the start of its storage, or far behind it."""
     if where == "start":
         return values.clone()
     held = torch.cat((values.new_zeros(5000), values.flatten()))
@@ -82,7 +82,7 @@ def test_a_gradient_without_memory(layout):
         torch.autograd.grad(instance_norm(x), x, gradient)
 
 
-# What happens between the forward and the backward
+# Changes between the forward and the backward
 
 
 def _call(kind: str) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,6 +1,6 @@
-"""The memory that is kept for large outputs: limits of containers and failed allocations.
+"""Kept memory for large outputs: limits of containers and failed allocations.
 
-``faults_test.cpp`` has the rest: forks, and every allocation that can fail.
+``faults_test.cpp`` tests forks, and a failure of every allocation.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import momentnorm
 from momentnorm.functional import instance_norm
 from support.mask_cases import SHAPES, make_operands, mask_of
 
-# torch itself scripts some of its rules when forward mode is first used.
+# torch calls its own deprecated script compiler when forward mode is first used.
 deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:DeprecationWarning")
 
 
@@ -54,7 +54,7 @@ def test_transforms(backend):
 
 
 class _Celsius(torch.Tensor):
-    """A plain subclass: torch carries its type through functions."""
+    """Plain subclass, whose type torch carries through functions."""
 
 
 def test_tensor_subclasses(backend):
@@ -90,7 +90,7 @@ def test_compiled(backend, training, activation):
 
 
 @deprecated
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks of sizes
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # raised by torch's checks of sizes
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("by", ["mask", "lengths"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -112,7 +112,7 @@ def test_graphs_that_leave_the_process(backend, training, by, dtype):
         ),
     }
     for name, program in programs.items():
-        if name == "trace":  # the trace itself has moved them
+        if name == "trace":  # the trace has updated them
             program.load_state_dict(layer.state_dict())
         found = program(input=x, **given) if name == "trace" else program(x, **given)
         coarse = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {}

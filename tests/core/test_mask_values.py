@@ -17,7 +17,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def _cropped(x, lengths, weight, bias, residual=None, activation=lambda values: values):
-    """Each sample alone, without its padding, by torch's own operators; 0 around it."""
+    """y by torch's own operators, each sample without its padding, and zeros in the padding."""
     planes = []
     for sample, extent in enumerate(lengths.tolist()):
         window = (slice(sample, sample + 1), slice(None), *(slice(size) for size in extent))
@@ -152,7 +152,7 @@ def test_few_valid_elements_far_from_zero_lose_no_digits(backend, offset, valid,
     x = (offset + torch.randn(2, 3, 4096, dtype=torch.float64)).to(dtype)
     y = instance_norm(x, lengths=torch.tensor([valid, valid]))
     exact = instance_norm(x[..., :valid].double().contiguous())
-    if dtype == torch.float64:  # a mean of 1e5 leaves that many fewer digits
+    if dtype == torch.float64:  # a mean of 1e5 costs five digits
         torch.testing.assert_close(y[..., :valid], exact, rtol=1e-9, atol=1e-9)
     else:
         assert_within(y[..., :valid].contiguous(), exact, OUTPUT)
@@ -201,7 +201,7 @@ def test_running_statistics_are_of_the_valid_elements(backend, rank, momentum):
         valid = x.detach()[(sample, slice(None), *(slice(size) for size in extent))].flatten(1)
         if valid.numel():
             means.append(valid.mean(1))
-            # one element has no unbiased variance: it counts as 0
+            # the unbiased variance of one element counts as 0
             variances.append(valid.var(1) if valid.shape[1] > 1 else torch.zeros(channels).double())
     expected = [torch.stack(values).mean(0) for values in (means, variances)]
     torch.testing.assert_close(mean, momentum * expected[0])

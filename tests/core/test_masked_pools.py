@@ -1,4 +1,4 @@
-"""Masks of pools that span several planes: every valid element has the same share."""
+"""Masks with pools of several planes: every valid element has the same weight."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def _valid(lengths=LENGTHS, spatial=SHAPE[2:]):
 
 
 def _batch(x, mask):
-    """By concatenating the valid elements of each channel."""
+    """Batch normalization of the valid elements of each channel, concatenated."""
     columns = x.movedim(1, -1)[mask[:, 0]]  # (elements, C)
     var, mean = torch.var_mean(columns, 0, correction=0)
     return (x - mean.view(1, -1, 1, 1)) / (var + 1e-5).sqrt().view(1, -1, 1, 1)
 
 
 def _groups(x, mask, groups):
-    """By cropping the groups of each sample."""
+    """Group normalization of each sample, cropped to its valid elements."""
     samples = []
     for sample, valid in zip(x, mask[:, 0], strict=True):
         parts = []
@@ -142,7 +142,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks of sizes
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # raised by torch's checks of sizes
 def test_graphs(name, training):
     torch._dynamo.reset()
     layer = LAYERS[name]().train(training)

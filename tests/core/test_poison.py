@@ -25,14 +25,14 @@ pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable(
 
 EPS, MOMENTUM = 1e-5, 0.1
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-#: What follows the normalization: activation, and whether there is a residual.
+#: Tails: an activation, and whether there is a residual.
 TAILS = ((None, False), ("relu", True), ("leaky_relu", False), ("silu", True), ("gelu", False))
 Operands = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layer and the shape of its input, one or a few for every kernel."""
+    """Layer and shape of its input. Every kernel has at least one case."""
 
     layer: str
     shape: tuple[int, int, int]  # (N, C, S)
@@ -40,12 +40,12 @@ class Case:
 
     @property
     def evaluates(self) -> bool:
-        """Whether the statistics are the running ones."""
+        """Whether the layer uses running statistics."""
         return self.layer == "batch_norm_eval"
 
     @property
     def pooled(self) -> tuple[int, ...]:
-        """The dimensions of (N, groups, channels of a group, S) that share their statistics."""
+        """Dimensions of (N, groups, channels of a group, S) that share their statistics."""
         return (2, 3) if self.layer in ("instance_norm", "group_norm") else (0, 3)
 
     def __str__(self) -> str:
@@ -55,17 +55,17 @@ class Case:
 
 
 CASES = (
-    # Planes and blocks of planes; in channels_last, rows of pixels and the pixels behind them.
+    # Planes and blocks of planes. In channels_last: rows of pixels, and the rest of the pixels.
     Case("instance_norm", (2, 3, 5)),
     Case("instance_norm", (2, 3, 300)),
     Case("instance_norm", (1, 2, 8209)),
     Case("instance_norm", (1, 48, 35)),
-    # Runs: several of them in a register; whole ones, with a rest; cut into chunks; none.
+    # Small groups: several in a register, whole registers with a rest, chunks, a large group.
     Case("group_norm", (3, 6, 3), 3),
     Case("group_norm", (2, 6, 47), 3),
     Case("group_norm", (1, 30, 49), 1),
     Case("group_norm", (1, 4, 131), 2),
-    # Columns: of vectors and of small planes; planes of a batch.
+    # Small batches of vectors and of small planes, and batches of larger planes.
     Case("batch_norm", (9, 5, 1)),
     Case("batch_norm", (3, 5, 47)),
     Case("batch_norm", (2, 3, 131)),
@@ -92,7 +92,7 @@ def operands_of(case: Case, dtype: torch.dtype, with_residual: bool) -> Operands
 
 
 def results_of(forward: Callable[[Operands], Tensor], operands: Operands, layout: str) -> Operands:
-    """The output, all gradients and the running statistics, as far as there are any."""
+    """Output, all gradients, and the running statistics if there are any."""
     given = {
         name: LAYOUTS[layout](values) if values.dim() > 1 else values.clone()
         for name, values in operands.items()
@@ -124,7 +124,7 @@ def ours(case: Case, activation: str | None) -> Callable[[Operands], Tensor]:
 
 
 def exact(case: Case, activation: str | None) -> Callable[[Operands], Tensor]:
-    """The definition in torch's operators, and torch's activations."""
+    """y by the definition, in torch's operators."""
 
     def forward(given: Operands) -> Tensor:
         samples, channels, size = case.shape
@@ -155,16 +155,16 @@ def update_running(case: Case, given: Operands, mean: Tensor, var: Tensor) -> No
 
 
 def scales_of(case: Case, operands: Operands, results: Operands) -> Operands:
-    """The magnitude that an error of each result is measured by: the largest of its pool.
+    """Magnitude for the error of each result: the largest value in its pool.
 
-    Gradients are sums of terms as large as the gradient of y, which may cancel.
+    Gradients are sums of terms as large as the gradient of y. These may cancel.
     """
     samples, channels, size = case.shape
     groups = case.groups or channels
     gradient = operands["gradient"].double().abs()
     weight = operands["weight"].double().abs()[:, None]
     terms = {"dx": gradient * weight, "dresidual": gradient}
-    # The sum of as many terms; x_hat is below 4 in most of them.
+    # A sum of samples * size terms. In most of them x_hat is below 4.
     of_parameter = 4 * (samples * size) ** 0.5 * gradient.amax((0, 2)).clamp(min=1)
     scales = {}
     for name, values in results.items():
@@ -242,7 +242,7 @@ def problem_of(
     clean: list[Tensor],
     found: list[Tensor],
 ) -> str:
-    """What is wrong with the results of each instruction set, or ""."""
+    """Describe the wrong results of each instruction set, or return ""."""
     exact_results = flat(reference)
     rounded = flat({name: values.to(dtype) for name, values in reference.items()})
     may_change = differ(exact_results, exact_clean)
@@ -264,7 +264,7 @@ def problem_of(
 def describe(
     reference: Operands, name: str, what: str, where: Tensor, after: Tensor, wanted: Tensor
 ) -> str:
-    """The first wrong result and how many there are."""
+    """Describe the first wrong result and the number of wrong results."""
     names = [f"{result}[{i}]" for result in reference for i in range(reference[result].numel())]
     first = int(where.nonzero()[0])
     return (

@@ -1,4 +1,4 @@
-"""Pools: each classic layer is one rectangle, values and derivatives of both orders."""
+"""Pools: each classic layer is one rectangle of planes. Values and two orders of derivatives."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CLASSICS = {
 
 
 def _zero_mean(mean, var):
-    """RMS normalization: the second moment about zero."""
+    """Policy of RMS normalization: mean 0, and the second moment about 0 as the variance."""
     return torch.zeros_like(mean), var + mean.square()
 
 
@@ -41,7 +41,7 @@ def _constant(mean, var):
 
 
 def _rows(mean, var):
-    """LayerNorm, with results that broadcast to the grid."""
+    """Policy of LayerNorm, with results that broadcast to the (N, C) grid."""
     pooled = mean.mean(1, keepdim=True)
     return pooled, var.mean(1, keepdim=True) + (mean - pooled).square().mean(1, keepdim=True)
 
@@ -61,7 +61,7 @@ CUSTOM = {
 
 
 def _normalize(pool, x, weight=None, bias=None, as_policy=False):
-    """The engine's way for this policy; a rectangle may go the way of the others too."""
+    """Call the engine's function for this policy. A pool may take that of other policies too."""
     if isinstance(pool, Pool) and not as_policy:
         return engine.normalize(x, weight, bias, pool=pool, eps=EPS)
     return engine.normalize_by(pool, x, weight, bias, eps=EPS)
@@ -88,7 +88,7 @@ def test_output_and_gradients_match_torchs_layer(backend, name, dtype, layout, a
     y, mean, var = _normalize(pool, *ours, as_policy=as_policy)
     z = expected(*twins)
     assert_within(y, z, OUTPUT)
-    # of a rectangle the moments of each pool, of other policies those of each plane
+    # moments of each pool for a Pool, of each plane for other policies
     wanted = twins[0].detach().mean((2, 3)), twins[0].detach().var((2, 3), correction=0)
     if isinstance(pool, Pool) and not as_policy:
         wanted = pool.merge(*wanted)
@@ -136,7 +136,7 @@ def test_gradients_of_some_operands_only(backend, needed, as_policy):
 
 
 def test_a_policy_that_learns(backend):
-    # a mixture of two pools, as in SwitchableNorm: its share needs a gradient too
+    # a mixture of two pools, as in SwitchableNorm, whose share needs a gradient
     share = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
 
     def mixture(mean, var):
@@ -152,7 +152,7 @@ def test_a_policy_that_learns(backend):
 @pytest.mark.parametrize("activation", ["", "silu"])
 @pytest.mark.parametrize("needs_residual", [False, True])
 def test_a_policy_of_far_moments_with_a_tail(backend, activation, needs_residual):
-    # both terms of dx, in one pass or two, about different centres
+    # dx has two terms about different centres, computed in one pass or in two
     weight, bias = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
     x = torch.randn(2, 3, 5, dtype=torch.float64) + 3
     residual = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=needs_residual)
@@ -223,9 +223,7 @@ def test_parameters_of_each_sample(backend, layout, pool):
 
 def test_parameters_of_each_sample_fit_the_grid(backend):
     x = torch.randn(4, 6, 5)
-    with pytest.raises(
-        RuntimeError, match=r"shape \(6,\).*or \(4, 6\), one for each of each sample"
-    ):
+    with pytest.raises(RuntimeError, match=r"shape \(6,\).*or \(4, 6\), one row for each sample"):
         pooled_norm(x, torch.ones(4, 5), pool=Pool(1, 1))
 
 

@@ -1,4 +1,4 @@
-"""Inputs whose strides no kernel reads: copied into the nearest layout, then the kernels."""
+"""Strided inputs: copied into the nearest layout that the kernels read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.tolerances import GRADIENT, OUTPUT, assert_within
 
 STATISTICS = torch.linspace(-1, 1, 6), torch.linspace(0.5, 2, 6)
 
-#: name: of x, (4, 6, *S), a view with its values that no kernel reads.
+#: name: function that makes a view with the values of x, (4, 6, *S), that no kernel reads.
 VIEWS = {
     "crop": lambda x: _inside(x, -1),
     "channels": lambda x: _inside(x, 1),
@@ -34,7 +34,7 @@ NEAR_CHANNELS_LAST = ("channels and width swapped", "channels_last crop", "chann
 
 
 def _inside(x: Tensor, dim: int, last: bool = False) -> Tensor:
-    """A slice of a tensor that is larger along dim."""
+    """Slice with the values of x, of a tensor that is larger along dim."""
     padding = torch.full_like(x.narrow(dim, 0, 2), torch.nan)
     held = torch.cat((padding, x, padding), dim)
     return (_channels_last(held) if last else held.contiguous()).narrow(dim, 2, x.shape[dim])

@@ -1,4 +1,4 @@
-"""Bad calls raise what torch raises, and our message names the fix."""
+"""Errors: bad calls raise torch's types of error, and our message names the fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _c(*shape, dtype=torch.float32, **kwargs):
 
 EVAL = {"use_input_stats": False}
 
-#: (positional arguments, keyword arguments), and what our message must name.
+#: Bad calls of instance_norm: positional arguments, keyword arguments, and part of our message.
 BAD_CALLS = {
     "int": ((_x(torch.int64),), {}, "torch.int64.*convert the input"),
     "int in eval": ((_x(torch.int32), _c(), _c()), EVAL, "torch.int32.*convert"),
@@ -107,7 +107,7 @@ def test_a_bad_call_raises_what_torch_raises_and_names_the_fix(backend, call):
 
 TRAIN = {"training": True}
 
-#: The same of batch_norm.
+#: Bad calls of batch_norm.
 BAD_BATCH_CALLS = {
     "int": ((_x(torch.int64), None, None), TRAIN, "batch_norm.*torch.int64.*convert the input"),
     "int in eval": ((_x(torch.int64), _c(), _c()), {}, "torch.int64.*convert the input"),
@@ -153,7 +153,7 @@ BAD_BATCH_CALLS = {
     "weight of a number": ((_x(), None, None, 1.0), TRAIN, "weight must be a Tensor"),
 }
 
-#: The same of group_norm.
+#: Bad calls of group_norm.
 BAD_GROUP_CALLS = {
     "int": ((_x(torch.int64), 1), {}, "group_norm.*torch.int64.*convert the input"),
     "complex": ((_x(torch.complex64), 1), {}, "torch.complex64.*convert the input"),
@@ -267,7 +267,7 @@ def test_layers_name_the_dtype(name, dtype):
     x = torch.ones(SHAPES.get(name[-2:], (3, 4, 5, 6))).to(dtype)
     with pytest.raises(NotImplementedError, match=str(dtype)):
         getattr(momentnorm, name)(*CLASSES[name])(x)
-    with pytest.raises(RuntimeError):  # NotImplementedError is one, and GroupNorm's is no more
+    with pytest.raises(RuntimeError):  # GroupNorm does not raise the subclass
         getattr(torch.nn, name)(*CLASSES[name])(x)
 
 

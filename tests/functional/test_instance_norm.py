@@ -25,9 +25,9 @@ SHAPES = [
 
 
 def _operands(shape, dtype, layout="contiguous"):
-    """x, weight, bias and an output gradient, with the contiguous float64 twins of each.
+    """x, weight, bias and an output gradient, and contiguous float64 copies of each.
 
-    Contiguous, because torch 2.13 gets the gradient of one channels_last sample wrong.
+    torch 2.13 computes a wrong gradient of one channels_last sample, so the copies are contiguous.
     """
     x = LAYOUTS[layout]((3 * torch.randn(shape, dtype=torch.float64) + 2).to(dtype))
     weight = (torch.rand(shape[1], dtype=torch.float64) + 0.5).to(dtype)
@@ -96,7 +96,7 @@ def test_expanded_inputs(backend, expand):
 
 
 def test_the_gradient_of_one_channels_last_sample(backend):
-    # torch 2.13 reads this gradient in the wrong order, and is wrong by more than its size
+    # torch 2.13 reads this gradient in the wrong order, with errors larger than the gradient
     x = torch.randn(1, 3, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
     gradient = torch.randn_like(x)
     (found,) = torch.autograd.grad(instance_norm(x), x, gradient)

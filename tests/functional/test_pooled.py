@@ -1,4 +1,4 @@
-"""Norms by a policy of one's own, and the page that explains them."""
+"""Pooled norm: norms by custom policies, and the page that explains them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_pooled_norm_runs_on_the_kernels():
 
 
 def test_a_policy_may_compute_in_another_dtype(backend):
-    # Such as running statistics, which are float32.
+    # A policy may return float32, as with running statistics.
     x = torch.randn(2, 3, 5, 4, requires_grad=True)
     mean, var = torch.randn(3), (torch.rand(3) + 0.5).requires_grad_()
     y = pooled_norm(x, pool=lambda *_: (mean, var))

@@ -1,4 +1,4 @@
-"""The worked examples that tutorials print, to their printed digits."""
+"""Published examples: worked examples of tutorials, to their printed digits."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def test_printed_statistics(backend, example):
         torch.testing.assert_close(found, expected, rtol=0, atol=5e-5)
 
 
-# Two captions of these examples are wrong: that as many groups as channels are Layer Normalization,
-# and that Instance Normalization of a single channel is the input itself.
+# Two captions of these examples are wrong. One says that as many groups as channels are Layer
+# Normalization, the other that Instance Normalization of a single channel returns the input.
 
 
 def _inputs(kind):

@@ -21,7 +21,7 @@ from support.pairs import CLASSES, pair
 deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:DeprecationWarning")
 
 
-@deprecated  # torch itself scripts some of its rules when forward mode is first used
+@deprecated  # torch calls its own script compiler when forward mode is first used
 @pytest.mark.parametrize("name", ["BatchNorm1d", "BatchNorm2d", "GroupNorm"])
 @in_both_modes
 def test_transforms(backend, name, training):
@@ -30,7 +30,7 @@ def test_transforms(backend, name, training):
     ours.train(training), theirs.train(training)
     if training and name != "GroupNorm":
         for layer in (ours, theirs):
-            layer.track_running_stats = False  # their updates in place are no function
+            layer.track_running_stats = False  # transforms refuse updates in place
     xs = torch.randn(3, *shape, dtype=torch.float64)
     results = []
     for layer in (ours, theirs):
@@ -61,7 +61,7 @@ def test_dispatch_modes_see_ordinary_operators(backend, training):
 
 
 def _graph_case(name, training=True, **options):
-    """Our layer and torch's, with the same state, and an input."""
+    """Our layer and torch's with equal state, and an input."""
     ours, theirs = pair(name, *CLASSES[name])
     for option, value in options.items():
         setattr(ours, option, value)
@@ -143,7 +143,7 @@ def test_onnx_gives_what_torchs_own_layer_gives(name, dynamo):
 
 
 @deprecated
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks of sizes
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # raised by torch's checks of sizes
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -161,7 +161,7 @@ def test_traces_carry_the_standard_operator(backend, name, training, options):
     residual, twin = torch.randn_like(x), copy.deepcopy(layer)
     expected = twin(x, residual)
     program = torch.jit.trace(copy.deepcopy(layer), (x, residual), check_trace=False)
-    program.load_state_dict(layer.state_dict())  # the trace itself has updated the statistics
+    program.load_state_dict(layer.state_dict())  # the trace has updated the statistics
     torch.testing.assert_close(program(x, residual), expected)
     torch.testing.assert_close(dict(program.named_buffers()), dict(twin.named_buffers()))
     graph = str(program.inlined_graph)
@@ -184,7 +184,7 @@ def test_symbolic_traces_keep_the_layer_as_a_leaf(backend, name):
 
 
 class _Celsius(torch.Tensor):
-    """A plain subclass: torch carries its type through functions."""
+    """Plain subclass, whose type torch carries through functions."""
 
 
 @every_kind

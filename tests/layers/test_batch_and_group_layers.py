@@ -49,7 +49,7 @@ def test_no_momentum_is_the_average_of_all_batches(backend):
 @pytest.mark.parametrize("stats_dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_running_statistics_keep_their_own_dtype(backend, dtype, stats_dtype):
-    # torch takes fewer of these pairs
+    # torch accepts fewer of these pairs of dtypes
     x = torch.randn(3, 4, 5, 5).to(dtype)
     found, wanted = [
         (torch.zeros(4).to(t), torch.ones(4).to(t)) for t in (stats_dtype, torch.double)
@@ -58,7 +58,7 @@ def test_running_statistics_keep_their_own_dtype(backend, dtype, stats_dtype):
     F.batch_norm(x.double(), *wanted, training=True, momentum=0.5)
     for mine, right in zip(found, wanted, strict=True):
         assert mine.dtype == stats_dtype
-        # as exact as sums of this input are, and rounded once
+        # a sum of this input is exact to this tolerance, and rounded once
         bound = STATISTICS[dtype] + 2 * torch.finfo(stats_dtype).eps
         torch.testing.assert_close(mine.double(), right, rtol=bound, atol=bound)
     y = batch_norm(x, *found)

@@ -1,9 +1,10 @@
-"""Layers by name: what each makes, and how the factories of others would use them."""
+"""By name: the layer of each name, and calls as in the factories of other libraries."""
 
 from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import pickle
 
 import pytest
@@ -18,7 +19,7 @@ NAMES = set(by_name._REGISTRY)
 
 INPUTS = {1: (4, 4, 6), 2: (4, 4, 5, 6), 3: (4, 4, 2, 3, 4)}
 
-#: Name and dimensions: the layer of 4 channels, written out.
+#: Layer of 4 channels that each name and number of dimensions makes.
 LAYERS = {
     **{
         (name, dimensions): getattr(momentnorm, f"{kind}{dimensions}d")(4)
@@ -54,8 +55,30 @@ def test_what_a_name_makes(name, dimensions):
     torch.testing.assert_close(layer(x), expected(x))
 
 
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_a_row_names_the_option_of_groups_and_takes_vectors_as_it_says(name):
+    norm = by_name.norm_named(name.upper())
+    options = {
+        name for layer in norm.layers.values() for name in inspect.signature(layer).parameters
+    }
+    assert options & {"groups", "num_groups"} == ({norm.groups} - {""})
+    if norm.vectors:
+        groups = {norm.groups: 2} if norm.groups else {}
+        x = torch.randn(4, 4)
+        assert get_norm_layer(name, dimensions=1, **groups)(4)(x).shape == x.shape
+
+
+def test_groups_that_do_not_divide_the_channels_name_the_divisors():
+    by_name.check_groups(3, 6)
+    for groups in (0, 4):
+        with pytest.raises(
+            ValueError, match=f"{groups} groups do not divide 6 channels: .* 1, 2, 3, 6"
+        ):
+            by_name.check_groups(groups, 6)
+
+
 def test_every_name_is_tried_here():
-    tried = {name for name, _ in LAYERS} | {"group", "evonorm_s0"}  # these two below
+    tried = {name for name, _ in LAYERS} | {"group", "evonorm_s0"}  # other tests have these two
     assert tried == NAMES
 
 
@@ -74,7 +97,7 @@ def test_norms_of_groups_have_32_groups_or_what_is_asked_for(dimensions):
 def test_names_in_any_case_and_pairs_with_options():
     for name in (
         ("GROUP", {"num_groups": 8}),
-        ["group", {"num_groups": 8}],  # out of a configuration file
+        ["group", {"num_groups": 8}],  # as a configuration file has it
         ("group", {"num_groups": 4}),
     ):
         options = {"num_groups": 8} if name[1]["num_groups"] == 4 else {}
@@ -84,11 +107,11 @@ def test_names_in_any_case_and_pairs_with_options():
     assert given == {"num_groups": 8}
 
 
-# As others use it
+# Calls as in other libraries
 
 
 class Pix2pixBlock(nn.Module):
-    """As pix2pix asks its factory: whether the convolution needs a bias of its own."""
+    """Block of pix2pix, which asks the factory whether the convolution needs a bias."""
 
     def __init__(self, norm_layer):
         super().__init__()
@@ -173,7 +196,7 @@ def test_a_class_or_function_of_ones_own():
             super().__init__()
             self.size = times * num_features
 
-    assert isinstance(Double, type)  # what is decorated stays what it is
+    assert isinstance(Double, type)  # the decorator returns the class
     assert get_norm_layer("double", dimensions=3)(4).size == 8
     assert get_norm_layer("DOUBLE", times=3)(4).size == 12
     with pytest.raises(TypeError, match="no option 'eps': its options are times"):
@@ -193,7 +216,7 @@ def test_a_name_that_is_taken_is_not_overwritten_unnoticed():
     with pytest.raises(ValueError, match=r"the name 'Batch' is taken, by .*overwrite=True"):
         register_norm_layer("Batch", nn.Identity)
     assert isinstance(get_norm_layer("batch")(4), momentnorm.BatchNorm2d)
-    register_norm_layer("none", nn.Identity)  # the same again
+    register_norm_layer("none", nn.Identity)  # again with an equal layer
     register_norm_layer("batch", nn.Identity, overwrite=True)
     assert isinstance(get_norm_layer("batch")(4), nn.Identity)
     with pytest.raises(ValueError, match="is taken"):

@@ -1,4 +1,4 @@
-"""Our layers as classes: signatures, inheritance, state, pickles, and models that hold them."""
+"""Classes of our layers: signatures, inheritance, state, pickles, and models with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import momentnorm
 from momentnorm import functional
 from support.pairs import BATCH_NAMES, CLASSES, NAMES, SHAPES, pair
 
-#: What torch's have not: all by keyword, and off by default.
+#: Arguments that torch's functions do not have. All are by keyword, and off by default.
 OPTIONS = {
     "activation": None,
     "inplace": False,
@@ -29,7 +29,7 @@ OPTIONS = {
 
 
 def _shared(ours):
-    """The parameters that torch's have too."""
+    """Parameters that torch's function has too."""
     parameters = inspect.signature(ours).parameters.values()
     for parameter in parameters:
         if parameter.name in OPTIONS:

@@ -1,4 +1,4 @@
-"""Layers whose scale and shift come from outside, each against its formula in float64."""
+"""Conditional layers, with scale and shift from outside, against their formulas in float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _twin(x):
 
 
 def _adain(content, style, variant, eps):
-    """By the definition, in the operands' dtype."""
+    """y by the definition, in the dtype of the operands."""
     spatial = {"dim": tuple(range(2, content.dim())), "keepdim": True}
     if variant == "original":
         deviation = (content.var(**spatial, correction=0) + eps).sqrt()
@@ -131,7 +131,7 @@ def test_adaptive_instance_norm_takes_weights_both_ways(backend, layout):
 def test_adaptive_instance_norm_asks_for_its_weights():
     with pytest.raises(RuntimeError, match=r"has no weight yet: assign layer\.weight and"):
         AdaptiveInstanceNorm2d(3)(torch.randn(2, 3, 4, 4))
-    with pytest.raises(RuntimeError, match=r"or \(2, 3\), one for each of each sample"):
+    with pytest.raises(RuntimeError, match=r"or \(2, 3\), one row for each sample"):
         AdaptiveInstanceNorm2d(3)(torch.randn(2, 3, 4, 4), torch.ones(5), torch.ones(5))
 
 

@@ -1,7 +1,7 @@
-"""What "drop-in for torch.nn" means: how the layers behave, against the torch that is installed.
+"""Contract: the layers behave as those of the installed torch.
 
-As classes they are in test_classes.py; values and gradients are in test_values.py, bad calls in
-test_errors.py, torch's transforms in test_transforms.py, and graphs in test_graphs.py.
+test_classes.py tests them as classes. tests/functional has values, gradients and bad calls, and
+tests/core has transforms and graphs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def test_running_var_is_unbiased_and_the_output_biased(backend):
 
 
 def test_running_statistics_of_a_large_mean_and_a_tiny_eps(backend):
-    # a variance recovered from 1 / sqrt(var + eps) would have lost all of these
+    # a variance computed from 1 / sqrt(var + eps) would have none of these digits
     x = 100 + 1e-4 * torch.randn(2, 3, 40, 40)
     mean, var = torch.zeros(3), torch.zeros(3)
     expected = [torch.zeros(3, dtype=torch.float64) for _ in range(2)]
@@ -120,7 +120,7 @@ def test_tracking_switched_off_uses_the_instance_and_still_updates_in_training(b
     y, expected = ours.eval()(x), theirs.eval()(x)
     torch.testing.assert_close(y, expected)
     torch.testing.assert_close(y, instance_norm(x))
-    # torch updates these in eval too, since it is told to use input statistics; so do we
+    # as in torch, the statistics of the input are used in eval, and update these
     for layer, was in zip((ours, theirs), before, strict=True):
         assert not torch.equal(layer.running_mean, was)
     torch.testing.assert_close(ours.running_var, theirs.running_var)
@@ -222,8 +222,8 @@ def test_functional_takes_two_dimensions_with_running_statistics(backend):
     torch.testing.assert_close(*(torch.autograd.grad(t.sum(), x) for t in (y, expected)))
 
 
-# Empty batches: a documented difference, since torch raises an IndexError (in the forward with
-# affine, in the backward without), and its running statistics become NaN
+# Empty batches, a documented difference. torch raises an IndexError (in the forward with affine, in
+# the backward without), and its running statistics become NaN.
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (0, 4, 0, 3)])
@@ -321,8 +321,8 @@ def test_modifying_the_input_before_backward_raises(backend, training):
 
 
 def test_modifying_the_weight_before_backward_raises(backend):
-    # A documented difference: torch's InstanceNorm alone goes on, with the copies of the weight
-    # that it makes for each sample; its GroupNorm and BatchNorm raise, as ours does.
+    # A documented difference: torch's InstanceNorm copies the weight for each sample and does not
+    # notice. torch's GroupNorm and BatchNorm raise, as our layers do.
     for layer in (momentnorm.InstanceNorm2d(4, affine=True), nn.GroupNorm(4, 4)):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             _backward_after_doubling("weight", layer)

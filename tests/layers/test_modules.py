@@ -1,4 +1,4 @@
-"""torch's own catalogue of module inputs, put through our classes.
+"""Modules: the inputs of torch's own tests of modules, given to our classes.
 
 The inputs come from torch's test suite (``module_db``), the kinds of check too: forward against
 torch's class, gradients of both orders, layouts, factory arguments, devices, saving.
@@ -22,16 +22,16 @@ from support.tolerances import AGAINST_TORCH, assert_within
 pytest.importorskip("expecttest", reason="torch.testing._internal needs it")
 from torch.testing._internal.common_modules import module_db
 
-# Half types are compared with float64, in test_values.py, rather than with torch's rounding.
+# Other tests compare half types, with float64 in place of torch's rounding.
 DTYPES = [torch.float32, torch.float64]
 
 
-#: torch itself scripts some of its rules when forward mode is first used.
+#: torch calls its own deprecated script compiler when forward mode is first used.
 FORWARD_MODE_WARNS = "ignore:`torch.jit.script` is deprecated:DeprecationWarning"
 
 
 def _cases(prefix=""):
-    """(name, inputs) of every class that we replace, or of the lazy ones."""
+    """(name, inputs) of the classes that we replace: the lazy ones, or all others."""
     cases = []
     for info in module_db:
         name = info.module_cls.__name__
@@ -46,8 +46,8 @@ def _cases(prefix=""):
             for case in function(
                 info, device="cpu", dtype=torch.float64, requires_grad=True, training=True
             )
-            # torch's lazy classes, and so ours, take the wrong dimension of unbatched input, and
-            # the catalogue gives lazy BatchNorms more positional arguments than they take
+            # lazy classes, torch's too, read the wrong dimension of an unbatched input, and torch's
+            # tests give lazy BatchNorms more positional arguments than they take
             if not (prefix and ("no_batch" in case.desc or len(case.constructor_input.args) > 4))
         ]
     return cases
@@ -76,7 +76,7 @@ def _x(case, dtype=torch.float64):
 def _make(module_class, case, dtype=torch.float64, training=True):
     arguments = case.constructor_input
     layer = module_class(*arguments.args, **arguments.kwargs, device="cpu", dtype=dtype)
-    layer(_x(case, dtype))  # a lazy one takes its number of features
+    layer(_x(case, dtype))  # a lazy layer reads num_features
     with torch.no_grad():
         for number, parameter in enumerate(layer.parameters()):
             parameter.copy_(torch.linspace(0.5, 1.5 + number, parameter.numel()))
@@ -92,7 +92,7 @@ def _theirs(name, case, dtype=torch.float64, training=True):
 
 
 def _statistics_frozen(layer):
-    """A function of the input alone: finite differences must not move the running statistics."""
+    """Function of the input alone, so that finite differences do not update running statistics."""
 
     def function(x, *parameters):
         twin = copy.deepcopy(layer)
@@ -203,7 +203,7 @@ def test_factory_arguments(name, case):
         layer = getattr(momentnorm, name)(*arguments.args, **arguments.kwargs, device="meta")
         tensors = (*layer.parameters(), *layer.buffers())
         assert all(tensor.is_meta for tensor in tensors)
-        # an average of all batches needs to know their number
+        # an average over all batches needs their number
         layer.train(getattr(layer, "momentum", 0) is not None)
         assert layer(_x(case, torch.float32).to("meta")).is_meta
         twin = layer.to_empty(device="cpu")

@@ -1,4 +1,4 @@
-"""Normalizations that are activations too, each against its formula in float64."""
+"""Layers that are a norm and an activation together, against their formulas in float64."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_output_and_gradients_are_those_of_the_formula(backend, name, training, 
     assert_within(y, z, OUTPUT)
     found = torch.autograd.grad(y, [x, *parameters], gradient)
     for mine, right in zip(found, wanted, strict=True):
-        # a half's rounding before the threshold may move a value over it
+        # rounding in half precision may move a value across the threshold
         if dtype != torch.bfloat16 or not hasattr(layer, "tau"):
             assert_within(mine, right, GRADIENT)
 
@@ -136,7 +136,7 @@ def test_the_forward_may_move_running_var_before_its_backward(backend):
     ("layer", "shape", "error", "message"),
     [
         (FilterResponseNorm2d(3), (2, 3, 4), ValueError, "expected 4D input"),
-        (FilterResponseNorm2d(3), (2, 4, 4, 4), RuntimeError, "takes 3 channels, not the 4"),
+        (FilterResponseNorm2d(3), (2, 4, 4, 4), RuntimeError, "takes 3 channels, got 4 in an"),
         (EvoNorm2dB0(3), (1, 3, 1, 1), ValueError, "more than 1 value per channel"),
     ],
 )

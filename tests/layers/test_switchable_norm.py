@@ -19,17 +19,15 @@ from momentnorm import (
 )
 from support import stand_in
 from support.layouts import LAYOUTS
-from support.relatives_cases import LAYOUT_NAMES, randomize
-from support.tolerances import GRADIENT, OUTPUT, assert_within
+from support.relatives_cases import LAYOUT_NAMES, assert_is_formula, randomize
 
 SPATIAL = {SwitchableNorm2d: (5, 4), SwitchableNorm3d: (3, 2, 4)}
-
 
 of_both = pytest.mark.parametrize("kind", list(SPATIAL))
 
 
 def _batch_moments(x):
-    """The "bn" statistics of a feature map, (1, C, 1), by the authors' form."""
+    """Moments "bn" of a feature map, (1, C, 1), by the authors' form."""
     planes = x.flatten(2)
     mean, var = planes.mean(2, keepdim=True), planes.var(2, keepdim=True)
     batch_mean = mean.mean(0, keepdim=True)
@@ -37,7 +35,7 @@ def _batch_moments(x):
 
 
 def _switchable(layer, x):
-    """y, by the authors' formula; all in x's dtype."""
+    """y by the authors' formula, in the dtype of x."""
     planes = x.flatten(2)
     mean, var = planes.mean(2, keepdim=True), planes.var(2, keepdim=True)
     layer_mean = mean.mean(1, keepdim=True)
@@ -62,19 +60,8 @@ def _switchable(layer, x):
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
 def test_switchable_norm_is_its_formula(backend, kind, training, using_bn, layout):
     layer = randomize(kind(6, using_bn=using_bn)).train(training)
-    twin = copy.deepcopy(layer).double()
     x = LAYOUTS[layout](3 * torch.randn(4, 6, *SPATIAL[kind]) + 2).requires_grad_()
-    leaf = x.detach().double().contiguous().requires_grad_()
-    z = _switchable(twin, leaf)
-    with torch.no_grad():
-        assert_within(copy.deepcopy(layer)(x), z, OUTPUT)
-    y = layer(x)
-    assert_within(y, z, OUTPUT)
-    gradient = torch.randn_like(y)
-    found = torch.autograd.grad(y, [x, *layer.parameters()], gradient)
-    wanted = torch.autograd.grad(z, [leaf, *twin.parameters()], gradient.double())
-    for mine, right in zip(found, wanted, strict=True):
-        assert_within(mine, right, GRADIENT)
+    assert_is_formula(layer, _switchable, x)
 
 
 @of_both
@@ -165,7 +152,7 @@ def test_an_empty_batch_teaches_nothing():
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
 @pytest.mark.parametrize("kind", [SwitchableNorm2d, BatchInstanceNorm2d])
 def test_nothing_leaves_no_parameter_without_a_gradient(backend, kind, shape):
-    layer = kind(3)  # distributed training waits for the gradient of each
+    layer = kind(3)  # distributed training waits for a gradient of each parameter
     layer(torch.empty(shape, requires_grad=True)).sum().backward()
     for parameter in layer.parameters():
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))

@@ -101,7 +101,7 @@ def test_a_residual_may_lie_otherwise(backend, of_input, of_residual, activation
     gradient = LAYOUTS[of_residual](gradient)
     found = _assert_gradients(y, ours, gradient, expected, twins, gradient64)
     assert found[0].stride() == ours[0].stride()
-    if activation:  # otherwise it is the gradient itself
+    if activation:  # without an activation it is the gradient itself
         assert found[3].stride() == ours[0].stride()
 
 
@@ -117,7 +117,7 @@ def test_a_residual_that_is_expanded(backend):
 @settings(max_examples=60)
 @given(data=st.data())
 def test_fused_is_unfused(data):
-    """One call is as good as three, for any shape, whichever backend takes it."""
+    """One call gives the result of norm, addition and activation, on every backend."""
     spatial = data.draw(st.lists(st.integers(2, 5), min_size=1, max_size=3))
     shape = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 4)), *spatial)
     activation = data.draw(st.sampled_from(list(TORCHS)))

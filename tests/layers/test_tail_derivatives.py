@@ -65,7 +65,7 @@ def test_gradients_to_the_third_order(backend, activation):
         x, weight, bias, residual = leaves
         if fused:
             y = by_fusion(x, (None, None), weight, bias, residual, activation)
-        else:  # torch 2.13 gets the third derivative of its own operator wrong
+        else:  # the third derivative of torch 2.13's operator is wrong
             mean, var = x.mean((2, 3), keepdim=True), x.var((2, 3), correction=0, keepdim=True)
             y = (x - mean) / torch.sqrt(var + 1e-5) * weight.view(3, 1, 1) + bias.view(3, 1, 1)
             y = TORCHS[activation](y + residual)
@@ -94,7 +94,7 @@ def test_second_derivatives_do_not_replay_the_normalization(backend, monkeypatch
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_gradient_with_a_graph_is_the_gradient_without(backend, dtype):
-    # in half types a rounding before the kink would give some elements another slope
+    # rounding in half precision before the kink would change the slope of some elements
     ours, gradient, *_ = make_operands(dtype, shape=(2, 3, 50, 50))
     found = []
     for create_graph in (False, True):
@@ -158,7 +158,7 @@ def test_the_gradient_of_a_residual_alone_needs_no_kernel():
 @pytest.mark.parametrize(("activation", "large"), [(None, 1), ("relu", 2)])
 @in_both_modes
 def test_what_backward_saves_is_small(backend, activation, large, training):
-    """x, and with an activation the residual; never y."""
+    """The backward saves x, and with an activation the residual, but not y."""
     if backend == "reference":
         pytest.skip("memory matters where kernels run")
     ours, *_ = make_operands(torch.float32)

@@ -66,7 +66,7 @@ def test_writing_under_transforms(backend):
 
 
 class _Celsius(torch.Tensor):
-    """A plain subclass: torch carries its type through functions."""
+    """Plain subclass, whose type torch carries through functions."""
 
 
 def test_tensor_subclasses(backend):
@@ -136,7 +136,7 @@ def test_compiled_writing(backend):
 
 
 @deprecated
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own checks of sizes
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # raised by torch's checks of sizes
 @every_activation
 @in_both_modes
 def test_graphs_that_leave_the_process(backend, activation, training):
@@ -149,7 +149,7 @@ def test_graphs_that_leave_the_process(backend, activation, training):
         "trace": torch.jit.trace(copy.deepcopy(layer), (x, residual), check_trace=False),
     }
     for name, program in programs.items():
-        if name == "trace":  # the trace itself has moved them
+        if name == "trace":  # the trace has updated them
             program.load_state_dict(layer.state_dict())
         torch.testing.assert_close(program(x, residual), expected)
         torch.testing.assert_close(dict(program.named_buffers()), dict(twin.named_buffers()))

@@ -77,7 +77,7 @@ def test_layers_from_before_the_options(backend):
     x = torch.randn(2, 3, 4, 5)
     old = momentnorm.InstanceNorm2d(3)
     for name in ("activation", "inplace"):
-        del old.__dict__[name]  # as a pickle of then has them
+        del old.__dict__[name]  # as in a pickle from before these options
     changed = nn.InstanceNorm2d(3)
     changed.__class__ = momentnorm.InstanceNorm2d
     copied = momentnorm.InstanceNorm2d(3)

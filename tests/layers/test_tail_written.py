@@ -90,7 +90,7 @@ def test_where_autograd_would_record_writing_raises(backend, option, operand):
 def test_autograd_sees_that_a_tensor_was_written(backend):
     leaf = torch.randn(2, 3, 4, requires_grad=True)
     x = torch.randn(2, 3, 4)
-    product = leaf * x  # keeps x
+    product = leaf * x  # autograd saves x
     instance_norm(x, inplace=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()

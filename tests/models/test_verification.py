@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from momentnorm import accelerate, functional
-from momentnorm.functional import classic
+from momentnorm.core import grid
 from momentnorm.models import accelerate as accelerate_module
 from momentnorm.models import classes
 from support.accelerated import small, types
@@ -158,9 +158,9 @@ def test_a_rounding_at_the_kink_of_an_activation_is_no_error(monkeypatch):
 
 
 def test_wrong_running_statistics_are_noticed(monkeypatch):
-    right = classic.move_towards
+    right = grid.move_towards
     monkeypatch.setattr(
-        classic, "move_towards", lambda running, batch, share: right(running, batch, share / 2)
+        grid, "move_towards", lambda running, batch, share: right(running, batch, share / 2)
     )
     with pytest.raises(accelerate_module.VerificationError, match="differs from torch's layer"):
         accelerate(small(), verify=torch.randn(2, 3, 6, 6))

@@ -18,7 +18,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 STATS = torch.linspace(-1, 1, 6), torch.linspace(0.5, 2, 6)
 
 
-#: name: (ours, torch's), of x, weight, bias and our options.
+#: name: our function and torch's, both of x, weight, bias and our options.
 FUNCTIONS = {
     "batch_norm": (
         lambda x, w, b, **o: batch_norm(x, None, None, w, b, True, **o),
@@ -42,7 +42,7 @@ every_function = pytest.mark.parametrize("name", FUNCTIONS)
 
 
 def make_operands(shape, dtype, layout="contiguous", parameters=None):
-    """x, weight, bias and residual, a gradient, and the contiguous float64 twins of the first."""
+    """x, weight, bias and residual, a gradient, and contiguous float64 copies of the first four."""
     shapes = (shape, shape[1:2], shape[1:2], shape, shape)
     x, weight, bias, residual, gradient = (torch.randn(s, dtype=torch.float64) for s in shapes)
     ours = [

@@ -1,4 +1,4 @@
-"""The ways in which a feature map can lie in memory."""
+"""Layouts of a feature map in memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def _sliced(x: Tensor) -> Tensor:
-    """Every second element of a larger tensor along its last dimension."""
+    """View of every second element of a tensor that is larger along its last dimension."""
     wide = x.new_zeros((*x.shape[:-1], 2 * x.shape[-1]))
     wide[..., ::2] = x
     return wide[..., ::2]
@@ -23,16 +23,16 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _offset(x: Tensor) -> Tensor:
-    """Contiguous, but starting one element into its storage."""
+    """Contiguous copy of x that starts one element into its storage."""
     return torch.cat((x.new_zeros(1), x.flatten()))[1:].view(x.shape)
 
 
 def _negated(x: Tensor) -> Tensor:
-    """A view whose memory holds the negative of what it is, as ``z.conj().imag`` is."""
+    """View whose memory holds the negated values, like ``z.conj().imag``."""
     return torch._neg_view(-x)
 
 
-#: name: a function that gives a tensor with the same values in this layout.
+#: name: function that returns a tensor with equal values in this layout.
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": Tensor.contiguous,
     "channels_last": _channels_last,

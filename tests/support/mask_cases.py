@@ -8,15 +8,15 @@ from support.layouts import LAYOUTS
 
 
 def mask_of(lengths, spatial):
-    """(N, 1, *S) from (N, D), by hand."""
+    """Mask (N, 1, *S) from lengths (N, number of spatial dimensions), written out."""
     mask = torch.zeros(len(lengths), 1, *spatial, dtype=torch.bool)
     for sample, extent in enumerate(lengths.tolist()):
         mask[(sample, 0, *(slice(size) for size in extent))] = True
     return mask
 
 
-#: rank: a shape, and the extents of its samples. A single valid element has a test of its own: its
-#: gradient is the difference of two terms of size 1 / sqrt(eps).
+#: rank: shape of x, and lengths of its samples. No sample has a single valid element, since its
+#: gradient would be the difference of two terms of size 1 / sqrt(eps).
 SHAPES = {
     "1d": ((5, 3, 9), [[9], [4], [3], [0], [2]]),
     "2d": ((4, 3, 5, 6), [[5, 6], [3, 2], [1, 2], [0, 4]]),

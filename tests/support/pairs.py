@@ -13,7 +13,7 @@ BATCH_NAMES = ["BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 LAZY_BATCH_NAMES = ["Lazy" + name for name in BATCH_NAMES]
 SHAPES = {"1d": (3, 4, 9), "2d": (3, 4, 5, 6), "3d": (3, 4, 2, 3, 4)}
 
-#: Of every class that we replace: what constructs one for 4 channels.
+#: Arguments that construct each class of torch's that we replace, for 4 channels.
 CLASSES = {
     **dict.fromkeys(NAMES + BATCH_NAMES, (4,)),
     **dict.fromkeys(LAZY_NAMES + LAZY_BATCH_NAMES, ()),
@@ -22,6 +22,7 @@ CLASSES = {
 
 
 def pair(name="InstanceNorm2d", *args, **kwargs):
+    """One of our layers and torch's, with equal weights."""
     ours = getattr(momentnorm, name)(*args, **kwargs)
     theirs = getattr(nn, name)(*args, **kwargs)
     with torch.no_grad():
@@ -29,3 +30,19 @@ def pair(name="InstanceNorm2d", *args, **kwargs):
             parameter.uniform_(0.5, 1.5)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
+
+
+def norm_pair(training=True, **arguments):
+    """InstanceNorm2d and torch's, in float64, with equal weights and running statistics."""
+    ours, theirs = pair(**{"num_features": 3, "affine": True, "dtype": torch.float64, **arguments})
+    with torch.no_grad():
+        for buffer in theirs.buffers():
+            if buffer.is_floating_point():
+                buffer.uniform_(0.5, 1.5)
+    ours.load_state_dict(theirs.state_dict())
+    return ours.train(training), theirs.train(training)
+
+
+def feature_map(*shape):
+    """Noise in float64, for :func:`norm_pair`."""
+    return torch.randn(shape or (2, 3, 4, 5), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A backend that stands in for compiled kernels, so that the engine is tested where none are built.
+"""Stand-in for compiled kernels: a backend that tests the engine where no kernels are built.
 
 It takes what kernels could take, insists on what they insist on (memory that can be read, an input
 in one of their layouts, no transform, no autograd), and computes with the reference.
@@ -17,7 +17,7 @@ from momentnorm.core.tail import Tail
 
 name = "stand_in"
 
-#: The functions called since a test last cleared it.
+#: Names of the functions that were called, until a test clears the list.
 calls: list[str] = []
 
 
@@ -47,7 +47,7 @@ def _kernel(function):
                 return results
             y, *others = results if isinstance(results, tuple) else (results,)
             assert out.stride() == operands[0].stride()
-            out.data.copy_(y)  # unseen by autograd, as a kernel writes
+            out.data.copy_(y)  # autograd does not see it, as with a kernel
             return (out, *others) if others else out
 
     return call

@@ -36,19 +36,19 @@ with_and_without_residual = pytest.mark.parametrize("with_residual", [False, Tru
 in_both_modes = pytest.mark.parametrize("training", [True, False])
 
 
-# torch itself scripts some of its rules when forward mode is first used.
+# torch calls its own deprecated script compiler when forward mode is first used.
 deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:DeprecationWarning")
 
 
 def by_formula(x, stats, weight, bias, residual, activation, training=True):
-    """The same by torch's own layers, one after the other."""
+    """y by torch's own layers, one after the other."""
     stats = [None if s is None else s.to(x.dtype) for s in stats]
     y = F.instance_norm(x, *stats, weight, bias, training)
     return TORCHS[activation](y if residual is None else y + residual)
 
 
 def sloped(activation):
-    """The activation, with a slope of its own where it has one."""
+    """Activation for a call, with a negative slope if it takes one."""
     return (activation, 0.2) if activation == "leaky_relu" else activation
 
 
@@ -66,7 +66,7 @@ def by_fusion(x, stats, weight, bias, residual, activation, training=True, **opt
 
 
 def make_operands(dtype, layout="contiguous", with_residual=True, shape=(2, 3, 5, 7)):
-    """x, weight, bias and residual, a gradient, and the contiguous float64 twins of all."""
+    """x, weight, bias and residual, a gradient, and contiguous float64 copies of all."""
     x = LAYOUTS[layout]((3 * torch.randn(shape, dtype=torch.float64) + 2).to(dtype))
     weight = (torch.rand(shape[1], dtype=torch.float64) + 0.5).to(dtype)
     bias = torch.randn(shape[1], dtype=torch.float64).to(dtype)

@@ -1,4 +1,4 @@
-"""How far a result may be from the same formula in float64: the one table that every test uses.
+"""Tolerances: the largest distance of a result from its formula in float64, for every test.
 
 The statistics are exact to float64 on every path, so an output is wrong only by the rounding of
 its own dtype: one rounding, plus a few in the last multiply-add where the arithmetic is in float32.
@@ -13,17 +13,17 @@ from torch import Tensor
 
 #: dtype: units of epsilon.
 OUTPUT = {
-    torch.float64: 64,  # sums of a few thousand elements, in another order
-    torch.float32: 8,  # centre, scale and shift, each rounded to float32
-    torch.bfloat16: 1,  # computed wider, rounded once
+    torch.float64: 64,  # a sum of a few thousand elements in another order
+    torch.float32: 8,  # three operations, each rounded to float32
+    torch.bfloat16: 1,  # computed in a wider type, rounded once
     torch.float16: 1,
 }
 
 #: The input's gradient: three terms that may cancel, each rounded like an output.
 GRADIENT = {dtype: 4 * units for dtype, units in OUTPUT.items()}
 
-#: torch's own layer, where it is what we compare with: its sums over a plane are in the input's
-#: dtype, or in float32 for half types, which also round the weight, the statistics and the result.
+#: For comparisons with torch's own layer. Its sums over a plane are in the dtype of the input, or
+#: in float32 for half types, whose weight, statistics and result it also rounds.
 AGAINST_TORCH = {
     torch.float64: 256,
     torch.float32: 64,
@@ -31,8 +31,8 @@ AGAINST_TORCH = {
     torch.float16: 4,
 }
 
-#: Relative error of a plane's variance, and of its mean in units of the standard deviation: kernels
-#: sum blocks of a few hundred elements in float32, and merge the blocks in float64.
+#: Relative error of a plane's variance, and error of its mean in standard deviations. Kernels sum
+#: blocks of a few hundred elements in float32, and merge the blocks in float64.
 STATISTICS = {
     torch.float64: 1e-12,
     torch.float32: 1e-6,
@@ -42,7 +42,7 @@ STATISTICS = {
 
 
 def assert_within(actual: Tensor, expected: Tensor, units: dict[torch.dtype, int]) -> None:
-    """actual, in its own dtype, is within that many roundings of expected, float64."""
+    """Check that ``actual`` is within so many roundings of ``expected``, which is float64."""
     assert actual.shape == expected.shape
     wanted = expected.detach().double()
     largest = max(wanted.abs().max().item(), 1.0) if wanted.numel() else 1.0

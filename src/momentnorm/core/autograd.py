@@ -1,7 +1,7 @@
-"""Nodes that the engine puts into autograd's graph, in eager mode and in compiled graphs.
+"""Autograd: nodes that the engine puts into autograd's graph, eager or compiled.
 
-A rectangle of planes is one node, ``_Normalize``. Any other policy is two, ``_Moments`` and
-``_Affine``, with the policy's own operators between them.
+A normalization by a :class:`Pool` is one node, ``_Normalize``. A normalization by any other policy
+is two nodes, ``_Moments`` and ``_Affine``, with the operators of the policy between them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Call:
-    """The part of a call of ``_Normalize`` that is no operand of autograd."""
+    """Arguments of a call of ``_Normalize`` that autograd does not differentiate."""
 
     tail: Tail
     pool: Pool
@@ -49,7 +49,7 @@ class _Gradients(NamedTuple):
 
 
 class _Normalize(torch.autograd.Function):
-    """y from x, weight, bias and residual, with statistics of x itself."""
+    """y from x, weight, bias and residual, with statistics of x."""
 
     @staticmethod
     def forward(
@@ -80,10 +80,10 @@ class _Normalize(torch.autograd.Function):
         if call.tail.activation:
             ctx.save_for_backward(x, weight, bias, residual)
         else:
-            # Without an activation no gradient depends on the values of bias and residual, and
-            # their owners may change them before the backward.
+            # Without an activation no gradient depends on the values of bias and residual. They
+            # are not saved, so callers may change them before the backward.
             ctx.save_for_backward(x, weight)
-        if residual is not None:  # autograd keeps it, and watches its version
+        if residual is not None:  # autograd has saved it if needed, and checks its version
             call.tail = call.tail.bare
 
     @staticmethod
@@ -138,7 +138,10 @@ def _kernel_gradients(
 def _formula_gradients(
     call: Call, gradient: Tensor, operands: Sequence[Any], needs: Sequence[bool]
 ) -> _Gradients:
-    """Gradients of ``_Normalize`` that are differentiable again, or of batched gradients."""
+    """Gradients of ``_Normalize`` by torch's operators.
+
+    They serve gradients that are differentiated again, and batched gradients.
+    """
     x, weight, bias, residual = operands
     tail, pool, eps = call.tail, call.pool, call.eps
     differentiated = _is_differentiated(call.backend, gradient)
@@ -178,10 +181,10 @@ def _activated(
     call: Call,
     tail: Tail,
 ) -> Tensor:
-    """y, its normalization by a backend and its tail in torch's own operators.
+    """y, with the normalization by a backend and the tail in torch's own operators.
 
-    A second derivative is then that of the plain normalization. Half types are widened, since a
-    rounding before the activation may move a value over its kink.
+    So the second derivative of the normalization is by kernels too. Half types are widened, since
+    rounding before the activation could move a value across its kink.
     """
     dtype = grid.parameter_dtype(x)
     parameters = [None if values is None else values.to(dtype) for values in (weight, bias)]
@@ -196,8 +199,9 @@ class Link:
     """Connection of a ``_Moments`` and the ``_Affine`` of the same x.
 
     Each of the two nodes has a term of dx, and one pass over memory can compute both. In a backward
-    by kernels ``_Affine`` leaves the numbers of its term here, and passes the gradient of y on to
-    ``_Moments`` as the gradient of a token, an output of ``_Moments`` in the shape of x.
+    by kernels ``_Affine`` stores the coefficients of its term in ``left``. It passes the gradient
+    of y on to ``_Moments`` as the gradient of the token, an output of ``_Moments`` in the shape of
+    x.
     """
 
     token: Tensor | None = None
@@ -236,7 +240,7 @@ class _Moments(torch.autograd.Function):
         left, ctx.link.left = ctx.link.left, None
         assert left is not None
         centre, scale, shift, tail = left
-        if shift is not None:  # the affine map of the forward, about the plane's own mean
+        if shift is not None:  # rewrite the affine map of the forward around the plane's own mean
             shift = shift + (mean - centre) * scale
         dx, _ = ctx.backend.apply_gradient(gradient, x, mean, scale, b, c, scale, shift, tail)
         return dx, None, None
@@ -288,7 +292,7 @@ class _Affine(torch.autograd.Function):
             ctx.save_for_backward(x, mean, scale, shift, tail.residual)
             ctx.tail = tail.bare
         else:
-            # No gradient depends on the value of the shift, and its owner may change it.
+            # No gradient depends on the shift, so callers may change it before the backward.
             ctx.save_for_backward(x, mean, scale, None, None)
 
     @staticmethod
@@ -357,7 +361,7 @@ def affine(
     """``tail((x - mean) * scale + shift)``, recorded by autograd."""
     token = None
     if link is not None:
-        token, link.token = link.token, None  # otherwise the node would keep itself alive
+        token, link.token = link.token, None  # a kept token would keep its own node alive
     y: Tensor = _apply_affine(
         x, mean, scale, shift, tail.residual, token, link, tail, backend, given
     )
@@ -365,7 +369,7 @@ def affine(
 
 
 def _backend_for_backward(backend: Backend, *gradients: Tensor) -> Backend | None:
-    """Backend of the forward, or None where torch's own operators have to make the gradient."""
+    """Backend for a backward, or None if torch's own operators have to compute the gradient."""
     if torch.is_grad_enabled():  # create_graph: the gradient is differentiated again
         return None
     if backend is not graph_operators and context.kernels_see(*gradients):
@@ -376,13 +380,13 @@ def _backend_for_backward(backend: Backend, *gradients: Tensor) -> Backend | Non
 
 
 def _is_differentiated(backend: Backend, gradient: Tensor) -> bool:
-    """Whether the backward of an eager call is differentiated again, and kernels may be asked."""
+    """Whether the backward of an eager call is differentiated again and kernels can compute it."""
     return (
         backend is not graph_operators and torch.is_grad_enabled() and context.kernels_see(gradient)
     )
 
 
-# The graph operators have the same backward.
+# The graph operators use the backward functions of these nodes.
 def _save_normalize(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, weight, bias, residual, activation, slope, eps, samples, channels = inputs
     _, mean, var = output

@@ -28,8 +28,8 @@ def check_operands(
     *,
     per_sample: bool = False,
 ) -> None:
-    """Raise what torch raises for operands that do not fit together, and name the fix."""
-    if input.dtype in DTYPES and input.layout is torch.strided:  # the usual case, fast
+    """Raise torch's error for operands that do not fit together, with the fix."""
+    if input.dtype in DTYPES and input.layout is torch.strided:  # the usual case, checked fast
         like = (input.shape[1],), input.dtype, input.device
         if (
             (weight is None or _is_usual(weight, *like))
@@ -73,7 +73,7 @@ def _is_usual(
     device: torch.device,
     statistic: bool = False,
 ) -> bool:
-    """Whether nothing is wrong with an operand for sure."""
+    """Whether an operand certainly fits. False means that the full checks have to decide."""
     return (
         isinstance(operand, Tensor)
         and operand.shape == shape
@@ -84,9 +84,10 @@ def _is_usual(
 
 
 def _check_statistics_memory(running_mean: Tensor, running_var: Tensor) -> None:
-    """Check both before anything is computed, so that neither is updated without the other.
+    """Raise if the memory of a running statistic was freed.
 
-    The memory of all other operands is checked where a kernel is given its address.
+    Both are checked before anything is computed, so that no call updates one of them alone. The
+    memory of the other operands is checked where a kernel gets its address.
     """
     if torch.compiler.is_compiling() or torch._C._functorch.get_dynamic_layer_stack_depth():
         return
@@ -98,9 +99,10 @@ def _check_statistics_memory(running_mean: Tensor, running_var: Tensor) -> None:
 def check_statistics_given(
     option: str, of_input: bool, running_mean: Tensor | None, running_var: Tensor | None
 ) -> None:
-    """Check that running statistics come in a pair, and are there where they are needed.
+    """Raise for half a pair of running statistics, and for missing ones where they are used.
 
-    Statistics that are to be updated must have memory.
+    ``of_input`` says that a call normalizes with statistics of its input, and updates the running
+    ones. ``option`` is the name of its argument.
     """
     if of_input:
         if (running_mean is None) != (running_var is None):
@@ -127,12 +129,12 @@ def check_statistics_given(
 
 
 def check_instance(input: Tensor, use_input_stats: bool) -> None:
-    """Raise where no instance of this input has statistics."""
+    """Raise if the planes of an input have no variance, or if it has no channels."""
     if use_input_stats:
         if input.shape[2:].numel() == 1:
             raise ValueError(
                 "Expected more than 1 spatial element when training, got input size "
-                f"{input.shape}: one element has no variance to divide by; use a larger input, or "
+                f"{input.shape}: one element has no variance; use a larger input, or "
                 "track_running_stats=True and eval()"
             )
     elif input.dim() < 2:
@@ -143,7 +145,7 @@ def check_instance(input: Tensor, use_input_stats: bool) -> None:
 
 
 def check_batch(input: Tensor, training: bool, eps: float) -> None:
-    """Raise where no channel of this batch has statistics, or eps cannot be divided by."""
+    """Raise if the channels of a batch have no variance, or for an eps out of range."""
     shape = input.shape
     if len(shape) < 2:
         raise (IndexError if training else RuntimeError)(
@@ -153,7 +155,7 @@ def check_batch(input: Tensor, training: bool, eps: float) -> None:
     if training and shape[0] * shape[2:].numel() == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {shape}: one "
-            "value has no variance to divide by; use a larger batch or input, or eval()"
+            "value has no variance; use a larger batch or input, or eval()"
         )
     if eps < 0 or (training and eps == 0):
         sign, when = ("positive", " during training") if training else ("non-negative", "")
@@ -161,7 +163,7 @@ def check_batch(input: Tensor, training: bool, eps: float) -> None:
 
 
 def check_groups(input: Tensor, num_groups: int) -> None:
-    """Raise where the channels of this input are not so many groups, or groups of one value."""
+    """Raise if ``num_groups`` does not divide the channels, or groups have one value."""
     shape = input.shape
     if len(shape) < 2:
         raise RuntimeError(
@@ -170,12 +172,12 @@ def check_groups(input: Tensor, num_groups: int) -> None:
         )
     if isinstance(num_groups, bool) or not hasattr(num_groups, "__index__"):
         raise TypeError(f"num_groups must be an int, not {type(num_groups).__name__}")
-    # Python raises its own error, torch's too, where there is no group at all.
+    # num_groups=0 raises ZeroDivisionError here, as in torch.
     if shape[0] * shape[1] // num_groups * shape[2:].numel() == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {shape} and "
-            f"num_groups={num_groups}: one value has no variance to divide by; use fewer groups, "
-            "or a larger input"
+            f"num_groups={num_groups}: one value has no variance; use fewer groups, or a larger "
+            "input"
         )
     if num_groups < 0:
         raise RuntimeError(
@@ -192,7 +194,7 @@ def check_groups(input: Tensor, num_groups: int) -> None:
 def check_target(
     target: Tensor, input: Tensor, operands: tuple[Tensor | None, ...], inplace: bool
 ) -> None:
-    """Raise where ``target``, the input itself or another tensor, cannot be written over."""
+    """Raise if ``target``, the input itself or ``out``, cannot be written over."""
     name, option = ("the input", "inplace=True") if inplace else ("out", "out=")
     if not inplace:
         check_like_input("out", target, input)
@@ -208,17 +210,18 @@ def check_target(
     )
     if expanded:
         raise RuntimeError(
-            f"{name} is expanded: several of its elements are one place in memory, and cannot be "
-            f"written one by one; call without {option}, or give a .clone()"
+            f"{name} is expanded: several of its elements share one place in memory; call without "
+            f"{option}, or pass a .clone()"
         )
     if not inplace and _overlaps_in_part(target, input):
         raise RuntimeError(
             "out and the input share some of their memory, but are not the same tensor: pass the "
-            "input itself (inplace=True), or an out of its own"
+            "input itself (inplace=True), or an out with memory of its own"
         )
 
 
 def check_like_input(name: str, operand: Tensor, input: Tensor) -> None:
+    """Raise if an operand differs from the input in shape, dtype or device."""
     if not isinstance(operand, Tensor):
         raise TypeError(f"{name} must be a Tensor or None, not {type(operand).__name__}")
     for what in ("shape", "dtype", "device"):
@@ -234,21 +237,21 @@ def check_like_input(name: str, operand: Tensor, input: Tensor) -> None:
 
 def _overlaps_in_part(out: Tensor, input: Tensor) -> bool:
     if out is input or transform_in_progress(out, input) or torch.compiler.is_compiling():
-        return False  # the same tensor; or to be written by torch's own copy_
+        return False  # one tensor, or torch's own copy_ writes the result
     same = out.data_ptr() == input.data_ptr() and out.stride() == input.stride()
     return not same and memory_overlaps(out, input)
 
 
 def memory_overlaps(one: Tensor, other: Tensor | None) -> bool:
-    """Whether the stretches of memory between their first and last elements meet."""
+    """Whether two tensors overlap in memory, as far as their first and last bytes tell."""
     if other is None or one.device != other.device or not one.numel() or not other.numel():
         return False
-    (start, end), (other_start, other_end) = _stretch(one), _stretch(other)
+    (start, end), (other_start, other_end) = _address_range(one), _address_range(other)
     return start < other_end and other_start < end
 
 
-def _stretch(x: Tensor) -> tuple[int, int]:
-    """The addresses of the first byte of x and of the first one behind it."""
+def _address_range(x: Tensor) -> tuple[int, int]:
+    """Address of the first byte of x, and of the first byte after x."""
     steps = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
     start = x.data_ptr()
     return start, start + (steps + 1) * x.element_size()
@@ -279,7 +282,7 @@ def _check_channels(name: str, operand: Tensor, input: Tensor, per_sample: bool 
         raise TypeError(f"{name} must be a Tensor or None, not {type(operand).__name__}")
     samples, channels = input.shape[:2]
     if operand.shape != (channels,) and not (per_sample and operand.shape == (samples, channels)):
-        or_more = f", or {(samples, channels)}, one for each of each sample" if per_sample else ""
+        or_more = f", or {(samples, channels)}, one row for each sample" if per_sample else ""
         raise RuntimeError(
             f"{name} should have shape ({channels},), one value for each channel of the "
             f"input {tuple(input.shape)}{or_more}, not {tuple(operand.shape)}"
@@ -292,7 +295,7 @@ def _check_channels(name: str, operand: Tensor, input: Tensor, per_sample: bool 
 
 
 def number(name: str, value: Any) -> float:
-    """``value`` as a float: torch takes whatever Python takes for one, but for strings."""
+    """Convert an argument to a float. Strings are refused, as in torch."""
     if isinstance(value, str):
         raise TypeError(f"{name} must be a number, not the string {value!r}")
     try:

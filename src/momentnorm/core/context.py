@@ -11,18 +11,18 @@ from torch.nn import Parameter
 
 
 def transform_in_progress(*operands: Tensor | None) -> str | None:
-    """Reason why a call has to be made of torch's own operators, or None.
+    """Reason why a call has to use torch's own operators, or None.
 
     Function transforms, dual numbers, tensor subclasses and dispatch modes rewrite or observe
-    operators, and have to see ordinary ones. The memory of a lazily negated view holds other values
-    than the view, and autograd's tensors of zeros have no memory.
+    torch's operators, and cannot see kernels. The memory of a lazily negated view holds the negated
+    values. Tensors of zeros that autograd makes have no memory.
     """
-    # torch.compile knows the value of the depth, and not that of the level.
+    # torch.compile traces this function. It has a constant for the depth, but not for the level.
     if torch._C._functorch.get_dynamic_layer_stack_depth():
         return "inside a torch.func transform"
     if forward_ad._current_level >= 0:
         return "inside forward-mode differentiation"
-    compiling = torch.compiler.is_compiling()  # the compiler's tensors are none of the below
+    compiling = torch.compiler.is_compiling()  # tensors of the compiler need fewer checks
     if not compiling and torch._C._len_torch_dispatch_stack():
         return "inside a torch dispatch mode"
     for operand in operands:
@@ -36,7 +36,7 @@ def transform_in_progress(*operands: Tensor | None) -> str | None:
 
 
 def kernels_see(*gradients: Tensor) -> bool:
-    """Whether gradients are ordinary tensors in eager mode, which a kernel can be given."""
+    """Whether gradients are ordinary tensors in eager mode, so that a kernel can read them."""
     return (
         not torch.compiler.is_compiling()
         and not any(map(torch._C._functorch.is_legacy_batchedtensor, gradients))  # batched
@@ -45,16 +45,16 @@ def kernels_see(*gradients: Tensor) -> bool:
 
 
 def leaves_the_process() -> bool:
-    """Whether a graph is recorded that may run where momentnorm is not installed.
+    """Whether torch records a graph that may run where momentnorm is not installed.
 
-    Such a graph gets the standard operators.
+    Such a graph is made of the standard operators.
     """
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     return tracing or torch.compiler.is_exporting()
 
 
 def takes_torch_functions(input: Tensor) -> bool:
-    """Whether a call has to be made of torch's own functions.
+    """Whether a call has to use torch's own norms.
 
     This holds for graphs that leave the process, and for tensors of oneDNN.
     """
@@ -64,7 +64,8 @@ def takes_torch_functions(input: Tensor) -> bool:
 def intercept_torch(*operands: Any) -> bool:
     """Whether an operand is a tensor whose type has a ``__torch_function__`` of its own.
 
-    Such types know torch's functions and not ours. Those of per-sample gradients are among them.
+    Such types know torch's functions and not those of this library. One example is the type for
+    torch's per-sample gradients.
     """
     kinds = {type(operand) for operand in operands if isinstance(operand, Tensor)}
     return any(_intercepts(kind.__torch_function__) for kind in kinds)

@@ -1,4 +1,4 @@
-"""Dispatch: which backend takes a call, and why."""
+"""Dispatch: the choice of a backend for each call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from .backends import Backend
 
-#: Backends in the order in which they are asked.
+#: Backends in the order of preference. The first one that does not refuse takes a call.
 BACKENDS: tuple[Backend, ...] = (cpu, triton, reference)
 
 
@@ -28,7 +28,12 @@ class Choice(NamedTuple):
     why: str
 
 
-def _by_name(name: str) -> Backend:
+def backend_named(name: str) -> Backend:
+    """Backend of this name.
+
+    Raises:
+        ValueError: no backend has this name.
+    """
     for backend in BACKENDS:
         if backend.name == name:
             return backend
@@ -38,7 +43,9 @@ def _by_name(name: str) -> Backend:
 
 #: The backend that ``MOMENTNORM_BACKEND`` names, for the whole process.
 _DEFAULT: Backend | None = (
-    _by_name(os.environ["MOMENTNORM_BACKEND"]) if os.environ.get("MOMENTNORM_BACKEND") else None
+    backend_named(os.environ["MOMENTNORM_BACKEND"])
+    if os.environ.get("MOMENTNORM_BACKEND")
+    else None
 )
 
 #: The backend that :func:`use_backend` names, in one thread or one asynchronous task.
@@ -47,16 +54,16 @@ _forced: ContextVar[Backend | None] = ContextVar("momentnorm backend", default=_
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Send every call inside the ``with`` to the backend of this name, whatever its operands.
+    """Send every call inside the ``with`` to the backend of this name.
 
-    This serves tests, timings and explanations. Calls that the named backend does not take still go
-    to the reference. ``MOMENTNORM_BACKEND`` in the environment does the same for the whole process.
+    This serves tests, timings and explanations. Calls that the named backend refuses go to the
+    reference. ``MOMENTNORM_BACKEND`` in the environment names a backend for the whole process.
 
-    The choice is a context variable: it belongs to the thread, or the asynchronous task, that made
-    it. Tasks that start inside inherit it. Threads that start inside do not (Python 3.14 can be
-    told to: ``-X thread_inherit_context=1``); give them a copy of the context,
-    ``Thread(target=contextvars.copy_context().run, args=(function,))``. Compiled code chooses when
-    it runs, so it need not be compiled again inside.
+    The choice is a context variable of the current thread or asynchronous task. Tasks that start
+    inside inherit it. Threads that start inside do not, except under Python 3.14 with
+    ``-X thread_inherit_context=1``. Give a thread a copy of the context:
+    ``Thread(target=contextvars.copy_context().run, args=(function,))``. Compiled code chooses the
+    backend when it runs, so it need not be compiled again.
 
     Raises:
         ValueError: no backend has this name.
@@ -65,7 +72,7 @@ def use_backend(name: str) -> Iterator[None]:
     >>> with momentnorm.use_backend("reference"):
     ...     y = momentnorm.InstanceNorm1d(2)(torch.zeros(1, 2, 3))
     """
-    token = _forced.set(_by_name(name))
+    token = _forced.set(backend_named(name))
     try:
         yield
     finally:
@@ -75,14 +82,14 @@ def use_backend(name: str) -> Iterator[None]:
 def forced() -> Backend | None:
     """Backend that :func:`use_backend` or the environment names, or None.
 
-    While a graph is compiled only the environment counts: the operators of the graph read the
-    context variable when they run.
+    While torch compiles a graph, this is the backend of the environment alone. The operators of the
+    graph read the context variable when they run.
     """
     return _DEFAULT if torch.compiler.is_compiling() else _forced.get()
 
 
 def choose(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Choice:
-    """Backend that normalizes x, (N, C, *S), and the reason."""
+    """Choose the backend that normalizes x, (N, C, *S)."""
     if not x.numel():
         return Choice(reference, "an empty input needs no kernel")
     refusals: list[str] = []

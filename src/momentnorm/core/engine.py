@@ -7,19 +7,19 @@
     scale     = weight / sqrt(var + eps)            (N, C)
     y         = tail((x - mean) * scale + bias)     plus a residual, then an activation
 
-A layer is a policy. It brings no kernel and no backward of its own. There are three entries:
+A layer is a policy, and has no kernel or backward of its own. The main functions are:
 
 :func:`normalize`
-    The policy is a :class:`Pool`, a rectangle of planes. A backend visits each pool once in the
-    forward and once in the backward.
+    The policy is a :class:`Pool`, a rectangle of planes. A backend reads each pool from memory once
+    in the forward and once in the backward.
 :func:`normalize_by`
-    Any other policy. The moments and the application are two nodes of autograd's graph. Between
-    them autograd differentiates the policy, with its parameters, on the small (N, C) grid.
+    The policy is any function. The moments and the application are two nodes of autograd's graph.
+    Between them autograd differentiates the policy and its parameters on the small (N, C) grid.
 :func:`normalize_with`
-    Given moments, such as running statistics.
+    The moments are given, such as running statistics.
 
-The backward saves x and tensors of the grid, never y, so callers may modify y in place. With an
-activation it also saves the bias and the residual, and recomputes the activation's derivative.
+The backward needs x and values of the (N, C) grid, but not y, so callers may modify y in place.
+With an activation it also needs the bias and the residual, to compute the activation's derivative.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def normalize(
     pool: Pool = INSTANCE,
     eps: float,
     tail: Tail = PLAIN,
-    out: Tensor | None = None,  # like x, and x itself or apart from it; only without autograd
+    out: Tensor | None = None,  # like x: x itself, or without overlap; only without autograd
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize x with the moments of its pools.
 
@@ -116,7 +116,7 @@ def normalize_each(
     planes = x.shape[:2]
     if pool.sizes(*planes) != (1, 1) or not x.is_contiguous():
         return normalize_by(pool, x, weight, bias, eps=eps, tail=tail)
-    # Instance normalization does not tell samples apart: take the planes as those of one sample.
+    # Instance normalization treats every plane alike, so all planes can be those of one sample.
     merged = (1, planes.numel(), *x.shape[2:])
     parameters = [
         None if values is None else values.expand(planes).reshape(-1) for values in (weight, bias)
@@ -216,29 +216,29 @@ def _applied(
 
 
 def _copy_or(out: Tensor | None, route: Route, x: Tensor, given: Tensor) -> Tensor | None:
-    """``out``; or, without one, x where it is the engine's own copy of the given x.
+    """``out``, or without one x, if it is the engine's own copy of the given x.
 
-    No graph may need x: y is then written over the copy.
+    Then y is written over the copy. No graph may need x afterwards.
     """
     own = x is not given and route.kind == "kernel" and route.backend is not reference
     return x if out is None and own else out
 
 
 def _target_of(route: Route, out: Tensor | None, x: Tensor, tail: Tail) -> Tensor | None:
-    """``out`` where the backend may write into it, else None: then the engine copies."""
+    """``out``, if the backend can write into it. With None the engine copies y into ``out``."""
     if out is None or route.kind != "kernel" or out.stride() != x.stride():
         return None
     if context.transform_in_progress(out) is not None:
         return None
     if out.is_inference() and not torch.is_inference_mode_enabled():
         return None  # the copy raises torch's own error
-    # A residual that shares memory with out may be read after that memory was written.
+    # A backend could read a residual that overlaps out after it has written there.
     return None if checks.memory_overlaps(out, tail.residual) else out
 
 
 def _written(out: Tensor, y: Tensor) -> Tensor:
-    """``out`` with the values of y, which a backend has written there or elsewhere."""
+    """Copy y into ``out``, unless a backend has written it there."""
     if y is not out:
         return out.copy_(y)
-    torch.autograd.graph.increment_version(out)  # kernels write behind autograd's back
+    torch.autograd.graph.increment_version(out)  # autograd does not see what kernels write
     return out

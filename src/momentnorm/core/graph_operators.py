@@ -1,13 +1,13 @@
 """Graph operators: the backend functions as ``torch.ops.momentnorm``, for compiled graphs.
 
-Under ``torch.compile`` the engine calls this module in place of a backend. Each function stays one
-node of the graph, knows the shape, dtype and layout of its output without running, and chooses the
-backend when it runs. Eager calls do not come here, since the dispatch of an operator costs
-microseconds.
+Under ``torch.compile`` the engine calls this module in place of a backend. Each function is one
+node of the graph. Its fake function gives shape, dtype and layout of the outputs without running
+it. The operator chooses the backend when it runs. Eager calls do not use these operators, since the
+dispatch of an operator takes microseconds.
 
-The schema of an operator has no tuples and no optional outputs: a tail and a pool are passed in
-parts, and an empty tensor stands for a result that is None. No operator updates running statistics
-or writes into a given output: the callers do that with torch's own operators.
+Schemas of operators have no tuples and no optional outputs. So a tail and a pool are passed in
+parts, and an empty tensor means None. No operator updates running statistics or writes into a given
+output. The callers do that with torch's own operators.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
 
     def run(*operands: Any) -> object:
         named = dict(zip(names, operands, strict=True))
-        x = named["x"] = dense(named["x"])  # a graph may give x any strides
+        x = named["x"] = dense(named["x"])  # in a graph x may have any strides
         choice = dispatch.choose(x, named.get("weight"), named.get("bias"))
         if "residual" in named:
             parts = named.pop("activation"), named.pop("slope"), named.pop("residual")
@@ -95,10 +95,10 @@ def _define(schema: str, fake: Callable[..., object]) -> Callable[..., Any]:
 
 
 def _tell_inductor(operator: Callable[..., Any]) -> None:
-    """Declare to torch's inductor, where it is in use, that this operator is called as it is.
+    """Register this operator with inductor, if it is imported, as one to call unchanged.
 
-    Otherwise ``implicit_fallbacks=False`` finds no way to compile it. Importing inductor takes
-    seconds, so this is done when a graph that it is about to compile is made.
+    Inductor with ``implicit_fallbacks=False`` would refuse it otherwise. Importing inductor takes
+    seconds, so this waits until a graph is made.
     """
     lowering = sys.modules.get("torch._inductor.lowering")
     if lowering is not None and operator not in getattr(lowering, "lowerings", {operator: None}):
@@ -145,7 +145,7 @@ _normalize_backward = _define(
 
 
 def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> str | None:
-    """None: the backend is chosen when the operator runs."""
+    """None, since the backend is chosen when the operator runs."""
     return None
 
 

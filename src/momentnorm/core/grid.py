@@ -1,6 +1,7 @@
-"""Arithmetic on the (N, C) grid: the numbers of each plane between moments and application.
+"""Grid: arithmetic on one value for each plane, between the moments and the application.
 
-Each tensor here has one value for each plane, (N, C), or for each channel, (C,), and is tiny.
+A feature map (N, C, *S) is a grid of N x C planes. Each tensor here is small: it has one value for
+each plane, (N, C), or for each channel, (C,).
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def per_plane(values: Tensor, x: Tensor) -> Tensor:
 
 
 def scale(weight: Tensor | None, var: Tensor, eps: float) -> Tensor:
-    """``weight / sqrt(var + eps)``, (N, C), and 0 rather than infinity where var + eps is 0."""
+    """``weight / sqrt(var + eps)``, (N, C), with 0 in place of infinity where var + eps is 0."""
     if eps > 0:
         inverse_std = torch.rsqrt(var + eps)
     else:
@@ -39,7 +40,7 @@ def scale(weight: Tensor | None, var: Tensor, eps: float) -> Tensor:
 
 
 def shift(bias: Tensor | None, mean: Tensor) -> Tensor:
-    """Bias of each plane, (N, C): the bias itself, or zeros."""
+    """Shift of each plane, (N, C): the bias, or zeros without one."""
     return torch.zeros_like(mean) if bias is None else bias.to(mean.dtype).expand(mean.shape)
 
 
@@ -58,11 +59,25 @@ def map_of_moments(
     return mean, scale(weight, var.to(dtype), eps).expand(grid), shift(bias, mean)
 
 
-def unbiased(var: Tensor, count: int) -> Tensor:
-    """Unbiased variance from the biased one of ``count`` values; of one value it stays 0."""
+def unbiased(var: Tensor, count: int | Tensor) -> Tensor:
+    """Unbiased variance from the biased one of ``count`` values. One value has the variance 0."""
+    if isinstance(count, Tensor):
+        return var * (count / (count - 1).clamp(min=1))
     return var * (count / (count - 1)) if count > 1 else var
 
 
 def move_towards(running: Tensor, batch: Tensor, share: float | Tensor) -> None:
     """Update a running statistic: ``running += share * (batch - running)``, rounded once."""
     running.copy_(torch.lerp(running.to(batch.dtype), batch, share))
+
+
+def update_running(
+    statistics: tuple[Tensor | None, Tensor | None],  # running mean and variance, (C,)
+    mean: Tensor,  # (C,)
+    var: Tensor,  # (C,), unbiased
+    share: float | Tensor,
+) -> None:
+    """Move running statistics, where there are any, towards the moments of a batch."""
+    for running, batch in zip(statistics, (mean, var), strict=True):
+        if running is not None:
+            move_towards(running, batch, share)

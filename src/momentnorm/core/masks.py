@@ -1,8 +1,8 @@
-"""Masks: statistics of some of a feature map's elements, the valid ones.
+"""Masks: statistics of the valid elements of a feature map, without its padding.
 
-No kernel knows of masks. The padding of each plane is filled with a constant near the mean of the
-valid elements, the ordinary engine takes the moments of the filled plane, and a policy
-(:class:`Masked`) takes these back to the moments of the valid elements alone.
+The kernels have no masks. :func:`fill` sets the padding of each plane to a constant near the mean
+of the valid elements. The engine takes the moments of the filled plane. A policy, :class:`Masked`,
+computes the moments of the valid elements from them.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 from . import context
-from .grid import statistics_dtype
+from .grid import statistics_dtype, unbiased
 from .pool import Policy, Pool
 
 
 def valid_elements(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """True where an element of (N, C, \\*S) counts: a bool that broadcasts from (N, 1, \\*S).
+    """True where an element of the input is valid: bool, (N, 1, \\*S).
 
-    For vectors, (N, C), a mask says which samples count.
+    For vectors, (N, C), a mask (N, 1) has one value for each sample.
 
     Raises:
-        ValueError: both are given, or neither; a shape that does not fit; lengths that are no
-            integers.
+        ValueError: both a mask and lengths, or neither; a shape that does not fit the input;
+            lengths that are not integers.
     """
     samples, spatial = input.size(0), input.dim() - 2
     if mask is not None:
@@ -34,13 +34,13 @@ def valid_elements(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -
         if list(mask.shape) != expected:
             raise ValueError(
                 f"mask should have shape {expected}, (N, 1, *S) or unbatched (1, *S), not "
-                f"{list(mask.shape)}: one value for each place, for all channels"
+                f"{list(mask.shape)}: pass one value for each place, for all channels"
             )
         return mask if mask.dtype == torch.bool else mask != 0
     if lengths is None:
         raise ValueError("pass a mask or lengths")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
-        raise ValueError(f"lengths count elements, and are integers, not {lengths.dtype}")
+        raise ValueError(f"lengths are integers, not {lengths.dtype}: convert them with .long()")
     if spatial == 1 and lengths.dim() == 1:
         lengths = lengths.unsqueeze(1)
     if list(lengths.shape) != [samples, spatial]:
@@ -61,12 +61,13 @@ def valid_elements(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -
 def checked_valid_elements(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
     """Do :func:`valid_elements` with checks of type, device and range.
 
-    The lengths are looked at on the CPU alone: elsewhere the program would wait for the device.
+    The range of the lengths is checked on the CPU alone. On another device the check would make the
+    program wait.
 
     Raises:
-        TypeError: not a tensor.
-        RuntimeError: on another device than the input.
-        ValueError: a length below 0, or beyond the input; and as :func:`valid_elements`.
+        TypeError: a mask or lengths that are not a tensor.
+        RuntimeError: a mask or lengths on another device than the input.
+        ValueError: a length below 0 or above the size of the input; all of :func:`valid_elements`.
     """
     for name, given in (("mask", mask), ("lengths", lengths)):
         if given is None:
@@ -96,22 +97,23 @@ def _symbolic(lengths: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class Masked:
-    r"""A policy: the moments of the valid elements, from those of the filled plane.
+    r"""Policy: the moments of the valid elements, from those of the filled plane.
 
-    Of n elements v are valid and the others are a constant c. With the moments
-    :math:`\mu', \sigma'^2` of all n,
+    A plane of n elements has v valid ones, and the others are a constant c. With the moments
+    :math:`\mu', \sigma'^2` of all n elements,
 
     .. math::
         \mu = c + (\mu' - c) \frac{n}{v}, \qquad
         \sigma^2 = \sigma'^2 \frac{n}{v} - (\mu - c)^2 \, \frac{n - v}{n}
 
-    where the subtraction takes away little, since c is near the mean. The results do not depend
-    on c, so no gradient flows into it. A plane without valid elements has mean and variance 0.
+    The subtracted term is small, since c is near the mean, so no digits are lost. The results do
+    not depend on c, so no gradient flows into it. A plane without valid elements has mean and
+    variance 0.
 
     Args:
-        size: n.
-        counts: v of each sample, (N, 1).
-        fill: c of each plane, (N, C).
+        size: n, the number of elements of a plane.
+        counts: v, the number of valid elements of the planes of each sample, (N, 1).
+        fill: c, the constant of each plane, (N, C).
     """
 
     size: int
@@ -125,7 +127,7 @@ class Masked:
         return self.fill + offset, (var * ratio - offset.square() * padding).clamp(min=0)
 
     def over(self, pool: Pool) -> Policy:
-        """The policy of a pool of planes, where each valid element has the same share."""
+        """Policy of a pool of planes, in which each valid element has the same weight."""
 
         def policy(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
             mean, var = self(mean, var)
@@ -138,23 +140,27 @@ class Masked:
         return policy
 
     def of_batch(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What running statistics move towards: mean and unbiased variance, (C,), and how many
-        samples have valid elements. One valid element has the unbiased variance 0 here.
+        """Averages for running statistics, from the moments of the filled planes.
+
+        Returns mean and unbiased variance, (C,), averaged over the samples with valid elements, and
+        the number of these samples. A plane with one valid element has the variance 0.
         """
         mean, var = self(mean, var)
         samples = (self.counts > 0).sum(dtype=mean.dtype)
-        unbiased = var * (self.counts / (self.counts - 1).clamp(min=1))
-        some = samples.clamp(min=1)
-        return mean.sum(0) / some, unbiased.sum(0) / some, samples
+        divisor = samples.clamp(min=1)
+        return mean.sum(0) / divisor, unbiased(var, self.counts).sum(0) / divisor, samples
 
 
 def fill(x: Tensor, valid: Tensor) -> tuple[Tensor, Masked]:
-    """x with its padding filled, and the policy that knows of it. No padding reaches a gradient."""
+    """Fill the padding of x, and make the policy of the valid elements.
+
+    No gradient flows into the padding.
+    """
     dtype = statistics_dtype(x)
     spatial = tuple(range(2, x.dim()))
     counts = valid.sum(spatial, dtype=dtype)
     sums = torch.where(valid, x.detach(), 0).sum(spatial, dtype=dtype)
-    # Rounded as x is, so that the filled plane holds exactly what the policy believes.
+    # The policy takes the constant as it is after rounding to the dtype of x.
     constant = (sums / counts.clamp(min=1)).to(x.dtype)
     filled = torch.where(valid, x, constant.view(constant.shape + (1,) * len(spatial)))
     return filled, Masked(x.shape[2:].numel(), counts, constant.to(dtype))

@@ -1,8 +1,11 @@
-"""Options: the keyword arguments that instance_norm, batch_norm and group_norm share."""
+"""Options: the keyword arguments that instance_norm, batch_norm and group_norm share.
+
+:func:`prepare` checks them and brings a call into the form that the engine takes.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +15,10 @@ from .tail import PLAIN, Activation, Tail, parse_activation
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+#: Running mean and variance, or weight and bias, (C,).
+Pair: TypeAlias = tuple[Tensor | None, Tensor | None]
 
 
 class Options(NamedTuple):
@@ -28,15 +35,15 @@ class Options(NamedTuple):
 class Prepared(NamedTuple):
     """An input and its options, checked, in the form that the engine takes."""
 
-    x: Tensor  # (N, C, *S), its padding filled
+    x: Tensor  # (N, C, *S), with its padding filled
     tail: Tail
-    out: Tensor | None  # the tensor that the engine writes into, in the shape of x
-    result: Tensor | None  # the tensor that the caller gets, where one was given
-    valid: Tensor | None  # which elements of the input count; None for all
+    out: Tensor | None  # tensor that the engine writes into, in the shape of x
+    result: Tensor | None  # tensor that the caller gave to write into
+    valid: Tensor | None  # True where an element of the input is valid; None for all
     masked: masks.Masked | None  # policy of the valid elements
 
     def reshaped(self, view: Callable[[Tensor], Tensor]) -> Prepared:
-        """This call on views of its feature maps."""
+        """Apply a view to the feature maps of this call."""
         residual = self.tail.residual
         return self._replace(
             x=view(self.x),
@@ -45,7 +52,7 @@ class Prepared(NamedTuple):
         )
 
     def finish(self, y: Tensor) -> Tensor:
-        """y with zeros in its padding, in the tensor that the caller gave."""
+        """Set the padding of y to 0, and write y into the tensor that the caller gave."""
         if self.valid is None:
             return y if self.result is None else self.result  # the engine has written there
         y = torch.where(self.valid, y.squeeze(2) if self.valid.dim() == 2 else y, 0)
@@ -60,7 +67,7 @@ def prepare(
     tail = tail_of(input, activation, residual)
     if inplace:
         if out is not None:
-            raise ValueError("inplace=True writes over the input, and out= elsewhere: pass one")
+            raise ValueError("inplace=True writes over the input, out= elsewhere: pass one of them")
         out = input
     if out is not None:
         checks.check_target(out, input, (input, weight, bias, residual), inplace)

@@ -1,9 +1,9 @@
 """Pools: which planes of a feature map share their statistics.
 
-A feature map (N, C, *S) is a grid of N x C planes. Every layer of the family is one answer to one
-question, *which planes share their mean and variance?*, and that answer is a policy: a function
-from the per-plane ``(mean, var)``, both (N, C), to the pooled ``(mean, var)`` that each plane is
-normalized with, again (N, C) or broadcastable to it.
+A feature map (N, C, *S) is a grid of N x C planes. The norms of the family differ in the planes
+that share their mean and variance. A policy is a function that decides this. It takes the
+``(mean, var)`` of each plane, both (N, C). It returns the ``(mean, var)`` that each plane is
+normalized with, (N, C) or broadcastable to it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Policy: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 class Pool:
     """A rectangle of planes, ``samples x channels``, that share one mean and one variance.
 
-    ``None`` means all of them, so that
+    ``None`` means all samples or all channels:
 
     ========================  =================================
     InstanceNorm              ``Pool(samples=1, channels=1)``
@@ -34,14 +34,14 @@ class Pool:
 
     .. math:: \\mu = E[\\mu_i], \\qquad \\sigma^2 = E[\\sigma_i^2] + \\mathrm{Var}[\\mu_i]
 
-    which subtracts nothing large from anything large.
+    Both terms of the variance are positive, so large values do not cancel.
 
     Args:
-        samples: how many samples a pool spans; ``None`` for the whole batch.
-        channels: how many channels a pool spans; ``None`` for all of them.
+        samples: number of samples that a pool spans; ``None`` for the whole batch.
+        channels: number of channels that a pool spans; ``None`` for all channels.
 
     Raises:
-        ValueError: a size is below 1, or does not divide the (N, C) grid that it is called with.
+        ValueError: a size below 1, or one that does not divide the (N, C) grid of a call.
 
     >>> import torch
     >>> mean, var = torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2)
@@ -60,10 +60,10 @@ class Pool:
                 )
 
     def sizes(self, batch: int, width: int) -> tuple[int, int]:
-        """How many samples and channels one pool spans on a grid of ``batch`` x ``width``.
+        """Number of samples and of channels of one pool, on a grid of ``batch`` x ``width`` planes.
 
         Raises:
-            ValueError: they do not divide the grid.
+            ValueError: a size that does not divide the grid.
         """
         samples = batch if self.samples is None else self.samples
         channels = width if self.channels is None else self.channels
@@ -75,16 +75,16 @@ class Pool:
         return max(samples, 1), max(channels, 1)
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Pool per-plane ``mean`` and ``var``, both (N, C); the results are (N, C) too."""
+        """Pool the ``mean`` and ``var`` of each plane. All four are (N, C)."""
         pooled_mean, pooled_var = self.merge(mean, var)
         return self.spread(pooled_mean, mean.shape), self.spread(pooled_var, mean.shape)
 
     def average(self, values: Tensor) -> Tensor:
-        """The mean of the planes' values, (N, C), in each pool: (N / samples, C / channels)."""
+        """Average values of planes over each pool: (N, C) -> (N / samples, C / channels)."""
         return self._rectangles(values).mean((1, 3))
 
     def merge(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """The moments of each pool, from those of its planes: one value for each."""
+        """Moments of each pool from those of planes: (N, C) -> (N / samples, C / channels)."""
         if self.samples == 1 and self.channels == 1:
             return mean, var
         mean, var = self._rectangles(mean), self._rectangles(var)
@@ -93,13 +93,13 @@ class Pool:
         return pooled_mean.squeeze((1, 3)), pooled_var
 
     def _rectangles(self, values: Tensor) -> Tensor:
-        """(N, C) -> (N / samples, samples, C / channels, channels): a pool is axes 1 and 3."""
+        """(N, C) -> (N / samples, samples, C / channels, channels). A pool is axes 1 and 3."""
         batch, width = values.shape
         samples, channels = self.sizes(batch, width)
         return values.reshape(batch // samples, samples, width // channels, channels)
 
     def spread(self, values: Tensor, grid: Sequence[int]) -> Tensor:
-        """One value for each pool -> one for each plane of a grid (N, C)."""
+        """Repeat values of pools for their planes: (N / samples, C / channels) -> (N, C)."""
         if self.samples == 1 and self.channels == 1:
             return values
         batch, width = grid
@@ -108,8 +108,8 @@ class Pool:
         return values[:, None, :, None].expand(whole).reshape(batch, width)
 
 
-#: One plane, one pool: Instance Normalization.
+#: One plane is a pool: Instance Normalization.
 INSTANCE = Pool(samples=1, channels=1)
 
-#: One channel of all samples, one pool: Batch Normalization.
+#: One channel of all samples is a pool: Batch Normalization.
 BATCH = Pool(samples=None, channels=1)

@@ -1,6 +1,6 @@
 """Replay: gradients by autograd through formulas made of torch's own operators.
 
-A backward comes here where no kernel can compute the gradient: higher derivatives, batched
+A backward uses it where no kernel can compute the gradient: for higher derivatives, batched
 gradients and transforms.
 """
 
@@ -29,19 +29,19 @@ def replay(
 ) -> list[Tensor | None]:
     """Gradients of ``function`` in the operands that need one, and None for the others.
 
-    They are differentiable again, to any order, if grad mode is on.
+    If grad mode is on, they are differentiable to any order.
     """
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
-        # A view is a new graph node: autograd stops at it here, and flows through it later.
+        # A view is a node of its own: this gradient stops at it, and later ones flow through it.
         views = [None if operand is None else operand.view_as(operand) for operand in operands]
         wanted = [
             view for view, need in zip(views, needed, strict=False) if view is not None and need
         ]
-        if not wanted:  # only the residual needs a gradient, and it is the given one
+        if not wanted:  # the residual alone needs a gradient, and it is the given one
             return [None] * len(views)
         for view in wanted:
-            if not view.requires_grad:  # a stand-in for an operand whose value was not saved
+            if not view.requires_grad:  # zeros for an operand whose value was not saved
                 view.requires_grad_()
         y = function(*views)
         found = iter(torch.autograd.grad(y, wanted, gradient, create_graph=differentiable))

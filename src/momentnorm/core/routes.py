@@ -1,13 +1,13 @@
 """Routes: the three ways in which a call is computed.
 
 ``kernel``
-    A backend's functions are called at once, behind autograd's back. :mod:`.autograd` has the
-    nodes that record such a call.
+    The functions of a backend are called at once. Autograd does not see what they do, so
+    :mod:`.autograd` has nodes of its own for such a call.
 ``graph operator``
     The call becomes a ``torch.ops.momentnorm`` operator of a graph that torch compiles.
 ``formula``
-    The call is the reference's formula in torch's own differentiable operators: for transforms,
-    tensor subclasses and dispatch modes, and for compiled graphs where no kernel serves.
+    The reference computes the call in torch's own differentiable operators. Transforms, tensor
+    subclasses and dispatch modes take this route, and compiled graphs that no kernel serves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Route(NamedTuple):
-    """The way of one call, and the functions that it calls."""
+    """Route of one call, and the backend whose functions it calls."""
 
     kind: Literal["kernel", "graph operator", "formula"]
     backend: Backend
@@ -48,7 +48,7 @@ def route_of(
     x = dense(x)
     backend = dispatch.choose(x, weight, bias).backend
     if torch.compiler.is_compiling():
-        # The compiler fuses a formula better than it could fuse an operator without a kernel.
+        # The compiler fuses a formula with its surroundings. An operator it cannot fuse.
         return FORMULA if backend is reference else GRAPH_OPERATOR, x
     return Route("kernel", backend), x
 

@@ -1,4 +1,6 @@
-r"""The backward of a visit, as a function with a backward of its own: for gradient penalties.
+r"""Second order: the backward of a normalization and its own backward, for gradient penalties.
+
+A pool is one plane here.
 
 For one plane of n elements, with :math:`d = x - \mu`, :math:`r = 1/\sqrt{\sigma^2 + \epsilon}` and
 :math:`\hat x = r d`, the first backward is
@@ -6,9 +8,9 @@ For one plane of n elements, with :math:`d = x - \mu`, :math:`r = 1/\sqrt{\sigma
 .. math:: dx = w r \,(g - \bar g - b \hat x), \qquad b = \overline{g \hat x}, \qquad
     dw = \sum g \hat x, \qquad db = \sum g
 
-Given the gradients :math:`v, v_w, v_b` of a loss with respect to these three, and
-:math:`a = \overline{v \hat x}`, :math:`p = \overline{v g} - \bar v \bar g - a b`, that loss has the
-gradients
+Let :math:`v, v_w, v_b` be the gradients of a loss in these three results, and
+:math:`a = \overline{v \hat x}`, :math:`p = \overline{v g} - \bar v \bar g - a b`. Then the
+gradients of the loss in the operands are
 
 .. math::
     \partial g &= w r \,(v - \bar v - a \hat x) + v_w \hat x + v_b \\
@@ -16,7 +18,7 @@ gradients
         + a (g - \bar g - b \hat x)\bigr) + v_w r \,(g - \bar g - b \hat x) \\
     \partial w &= r n p
 
-All of it is sums over planes and passes over them that the backends have anyway.
+The backends' ``gradient_sums`` and ``apply_gradient`` compute all of these terms.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 class NormalizeBackward(torch.autograd.Function):
     """(gradient, x, weight) -> dx, and dweight and dbias summed over samples, (C,).
 
-    ``replay(operands, needed, gradients)`` differentiates the same by torch's own operators: for
-    third derivatives, and for what kernels do not see.
+    ``replay(operands, needed, gradients)`` computes the same gradients by torch's own operators. It
+    serves third derivatives, and gradients that kernels cannot be given.
     """
 
     @staticmethod
@@ -57,7 +59,7 @@ class NormalizeBackward(torch.autograd.Function):
         dx, _, _, _, plane_sums = backend.normalize_backward(
             gradient, x, mean, var, weight, None, eps
         )
-        assert plane_sums is not None  # since each pool is one plane
+        assert plane_sums is not None  # each pool is one plane
         sums, weighted_sums = plane_sums
         ctx.save_for_backward(gradient, x, weight, mean, var, sums, weighted_sums)
         ctx.eps, ctx.backend, ctx.replay = eps, backend, replay
@@ -77,8 +79,8 @@ class NormalizeBackward(torch.autograd.Function):
             found = ctx.replay(operands, ctx.needs_input_grad, (v, v_weight, v_bias))
             return (*found, *(None,) * 5)
         backend, count, x = ctx.backend, x.shape[2:].numel(), dense(x)
-        gradient = laid_out_as("the gradient", gradient, x)  # it takes the place of x below
-        r = grid.scale(None, var, ctx.eps)  # this and all of the following: (N, C)
+        gradient = laid_out_as("the gradient", gradient, x)  # backends get it in place of x below
+        r = grid.scale(None, var, ctx.eps)  # (N, C), and so are all of the following
         wr = r if weight is None else r * weight.to(r.dtype)
         v_sums, v_weighted = backend.gradient_sums(v, x, mean)
         g_mean, v_mean = sums / count, v_sums / count

@@ -1,88 +1,85 @@
-"""Standard operators: the functional forms in torch's own, for graphs that leave the process.
+"""Standard operators: the functional forms in torch's own operators.
 
-Exported and traced programs may run where momentnorm is not installed.
+They serve programs that are exported or traced, which may run where momentnorm is not installed,
+and types of tensors that know torch's functions alone.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-# By name, so that they stay torch's functions under momentnorm.patch().
+# Imported by name, so that they stay torch's functions under momentnorm.patch().
 from torch.nn.functional import batch_norm as torch_batch_norm
 from torch.nn.functional import group_norm as torch_group_norm
 from torch.nn.functional import instance_norm as torch_instance_norm
 
 from .backends.reference import activate
 from .checks import HALF_DTYPES
-from .grid import move_towards
+from .grid import unbiased, update_running
 from .masks import valid_elements
-from .options import Options
+from .options import Options, Pair
 from .tail import parse_activation
 
 
 def instance_norm(
     input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    statistics: Pair,
+    parameters: Pair,
     use_input_stats: bool,
     momentum: float,
     eps: float,
     options: Options,
 ) -> Tensor:
     """:func:`momentnorm.functional.instance_norm` in torch's operators."""
-    parse_activation(options.activation)  # raises before anything is recorded
-    given = running_mean, running_var, weight, bias
-    if options.mask is None and options.lengths is None:
-        y = torch_instance_norm(input, *given, use_input_stats, momentum, eps)
-        return _finished(y, input, options)
-    padding, x = _padding(input, options)
-    if use_input_stats:
-        centred, mean, var, counts = _masked_moments(x, padding, tuple(range(2, x.dim())))
-        if running_mean is not None and running_var is not None:
-            used = counts > 0
-            samples = used.sum(0).clamp(min=1).flatten()
-            unbiased = var * (counts / (counts - 1).clamp(min=1))
-            share = momentum * used.any().to(mean.dtype)
-            move_towards(running_mean, (mean.sum(0).flatten() / samples).detach(), share)
-            move_towards(running_var, (unbiased.sum(0).flatten() / samples).detach(), share)
-        y = _affine(centred * torch.rsqrt(var + eps), weight, bias).to(x.dtype)
-    else:
-        y = torch_instance_norm(x, *given, False, momentum, eps)
-    return _finished(y, input, options, padding)
+    norm = partial(torch_instance_norm, momentum=momentum, eps=eps)
+    return _tracked_norm(norm, (), input, statistics, parameters, use_input_stats, options)
 
 
 def batch_norm(
     input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
+    statistics: Pair,
+    parameters: Pair,
     training: bool,
     momentum: float,
     eps: float,
     options: Options,
 ) -> Tensor:
     """:func:`momentnorm.functional.batch_norm` in torch's operators."""
+    norm = partial(torch_batch_norm, momentum=momentum, eps=eps)
+    return _tracked_norm(norm, (0,), input, statistics, parameters, training, options)
+
+
+def _tracked_norm(
+    norm: partial[Tensor],  # torch's function, with its momentum and eps
+    pooled: tuple[int, ...],  # dimensions that share their statistics, besides the spatial ones
+    input: Tensor,
+    statistics: Pair,
+    parameters: Pair,
+    of_input: bool,
+    options: Options,
+) -> Tensor:
+    """y of a norm with running statistics, and their update."""
     parse_activation(options.activation)  # raises before anything is recorded
-    given = running_mean, running_var, weight, bias
     if options.mask is None and options.lengths is None:
-        y = torch_batch_norm(input, *given, training, momentum, eps)
-        return _finished(y, input, options)
+        return _finished(norm(input, *statistics, *parameters, of_input), input, options)
     padding, x = _padding(input, options)
-    if training:
-        pool = (0, *range(2, x.dim()))
-        centred, mean, var, counts = _masked_moments(x, padding, pool)
-        if running_mean is not None and running_var is not None:
-            share = momentum * (counts > 0).any().to(mean.dtype)
-            unbiased = var * (counts / (counts - 1).clamp(min=1))
-            move_towards(running_mean, mean.flatten().detach(), share)
-            move_towards(running_var, unbiased.flatten().detach(), share)
-        y = _affine(centred * torch.rsqrt(var + eps), weight, bias).to(x.dtype)
-    else:
-        y = torch_batch_norm(x, *given, False, momentum, eps)
+    if not of_input:
+        return _finished(norm(x, *statistics, *parameters, False), input, options, padding)
+    momentum, eps = norm.keywords["momentum"], norm.keywords["eps"]
+    pool = (*pooled, *range(2, x.dim()))
+    centred, mean, var, counts = _masked_moments(x, padding, pool)
+    if statistics[0] is not None:
+        used = counts > 0
+        divisor = used.sum(0).clamp(min=1).flatten()
+        batch_mean, batch_var = (
+            (values.sum(0).flatten() / divisor).detach() for values in (mean, unbiased(var, counts))
+        )
+        share = momentum * used.any().to(mean.dtype)
+        update_running(statistics, batch_mean, batch_var, share)
+    y = _affine(centred * torch.rsqrt(var + eps), *parameters).to(x.dtype)
     return _finished(y, input, options, padding)
 
 
@@ -108,13 +105,13 @@ def group_norm(
 
 
 def _padding(input: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """Where the input has no valid element, and the input with zeros there."""
+    """True where an element of the input is not valid, and the input with zeros there."""
     padding = ~valid_elements(input, options.mask, options.lengths)
     return padding, input.masked_fill(padding, 0)
 
 
 def _finished(y: Tensor, input: Tensor, options: Options, padding: Tensor | None = None) -> Tensor:
-    """y with its tail, zeros in its padding, in the tensor where the caller wants it."""
+    """Apply the tail to y, set its padding to 0, and write it into the tensor for the result."""
     residual = options.residual
     if residual is not None:
         y = y + (residual if padding is None else residual.masked_fill(padding, 0))
@@ -131,7 +128,7 @@ def _masked_moments(
     padding: Tensor,
     pool: tuple[int, ...],  # the dimensions that share their statistics
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x minus the mean of its valid elements, their mean and variance, and their number."""
+    """Centred x, and mean, variance and number of the valid elements of each pool."""
     if x.dtype in HALF_DTYPES:
         x = x.float()
     counts = (~padding).sum(pool, keepdim=True)

@@ -16,7 +16,7 @@ _DEFAULT_SLOPE = 0.01
 
 
 class Tail(NamedTuple):
-    """The part of a call behind the affine map.
+    """The residual and the activation of a call, which follow its affine map.
 
     .. code-block:: text
 
@@ -39,7 +39,7 @@ PLAIN = Tail()
 
 
 def parse_activation(activation: Activation) -> tuple[str, float]:
-    """Name and negative slope of an activation as callers write it: "", 0.01 for None.
+    """Name and negative slope of an activation. None gives ``("", 0.01)``.
 
     Raises:
         ValueError: an unknown activation, or a slope for one that has none.

@@ -18,9 +18,6 @@ _OF_ELEMENTS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMS
 
 _NAMES = (*by_name.NORMS, "rms")
 
-#: Layers that take vectors (N, C).
-_OF_VECTORS = ("batch", "group", "switchable")
-
 #: Options that fill a parameter or a buffer. The others are arguments of the constructor.
 _VALUES = (
     *("weight", "bias", "running_mean", "running_var"),
@@ -66,18 +63,18 @@ def build(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
 def _make(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
     if name in _OF_ELEMENTS:
         return _OF_ELEMENTS[name](**{"normalized_shape": x.shape[1:], **options})
+    norm = by_name.norm_named(name)
     channels, spatial = x.shape[1], x.dim() - 2
     if spatial == 0:
-        if name not in _OF_VECTORS:
+        if not norm.vectors:
             raise ExplainError(
                 f"{name} takes planes (N, C, *S), not vectors of shape {tuple(x.shape)}: "
                 "add the missing dimensions"
             )
         spatial = 1
-    if name in ("group", "evonorm_s0"):
-        groups = options.pop("num_groups", 2)
+    if norm.groups:
+        options[norm.groups] = groups = options.pop("num_groups", 2)
         by_name.check_groups(groups, channels)
-        options["num_groups" if name == "group" else "groups"] = groups
     return by_name.get_norm_layer(name, dimensions=spatial, **options)(channels)
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..explainer import Planes, explanation_of
-from ..layers.by_name import check_groups, get_norm_layer
+from ..layers.by_name import check_groups, get_norm_layer, norm_named
 from .block import DARK, FONT, LIGHT, TIMES, Block, Theme, axes, glass, room, solid, text
 
 if TYPE_CHECKING:
@@ -28,18 +28,14 @@ if TYPE_CHECKING:
 
 __all__ = ["KINDS", "USUAL", "draw", "policy", "shares"]
 
-#: Title of the panel of each kind of norm.
-KINDS = {
-    "batch": "Batch Norm",
-    "layer": "Layer Norm",
-    "instance": "Instance Norm",
-    "group": "Group Norm",
-    "switchable": "Switchable Norm",
-    "rms": "RMS Norm",
-}
-
 #: Kinds that are drawn by default.
 USUAL = ("batch", "layer", "instance", "group")
+
+#: Title of the panel of each kind of norm.
+KINDS = {
+    **{kind: norm_named(kind).title for kind in (*USUAL, "switchable")},
+    "rms": "RMS Norm",
+}
 
 #: Largest numbers of samples, channels and elements of a plane that a reader can still count.
 MOST = (16, 32, 64)

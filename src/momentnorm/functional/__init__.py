@@ -1,8 +1,8 @@
-"""Stateless forms, with the signatures of ``torch.nn.functional``.
+"""Functional: stateless forms with the signatures of ``torch.nn.functional``.
 
 ``layer_norm``, ``rms_norm`` and ``local_response_norm`` are torch's own functions, here for
-completeness. Their weights belong to elements and their windows to neighbouring channels, so they
-are no policies on planes.
+completeness. They are not policies on planes: the first two have a weight for each element, and the
+third has a window of neighbouring channels.
 """
 
 from torch.nn.functional import layer_norm, local_response_norm, rms_norm

@@ -1,4 +1,4 @@
-"""Instance, batch and group normalization, with torch's signatures and options of our own."""
+"""Classic norms: instance, batch and group normalization with torch's signatures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..core import checks, engine, standard_operators
 from ..core.context import intercept_torch, takes_torch_functions
-from ..core.grid import move_towards
-from ..core.options import Options, Prepared, prepare
+from ..core.grid import unbiased, update_running
+from ..core.options import Options, Pair, Prepared, prepare
 from ..core.pool import BATCH, INSTANCE, Pool
 from ..core.tail import Activation
 
@@ -45,7 +45,7 @@ def instance_norm(
     Args:
         input: the feature map, (N, C, \*S) with at least one spatial dimension; float32, float64,
             bfloat16 or float16.
-        running_mean: (C,), or None. Updated in place if ``use_input_stats``, else used.
+        running_mean: (C,), or None. Updated in place with ``use_input_stats``, used without it.
         running_var: (C,), or None. Like ``running_mean``; holds the unbiased variance.
         weight: gamma, (C,), or None for ones. In the input's dtype, or float32 with a half type.
         bias: beta, (C,), or None for zeros. In the weight's dtype.
@@ -103,7 +103,7 @@ def instance_norm(
         )
     if overridden or takes_torch_functions(input):
         return standard_operators.instance_norm(
-            input, *statistics, *parameters, use_input_stats, momentum, eps, options
+            input, statistics, parameters, use_input_stats, momentum, eps, options
         )
     momentum, eps = checks.number("momentum", momentum), checks.number("eps", eps)
     checks.check_instance(input, use_input_stats)
@@ -111,23 +111,20 @@ def instance_norm(
     checks.check_operands("instance_norm", input, *parameters, *statistics)
     call = prepare(input, *parameters, options)
     if not use_input_stats:
-        return call.finish(_normalize_with(call, *statistics, *parameters, eps))
+        return call.finish(_normalize_with(call, statistics, parameters, eps))
+    updates = running_mean is not None and input.numel()
     if call.masked is None:
         y, mean, var = engine.normalize(call.x, weight, bias, eps=eps, tail=call.tail, out=call.out)
+        if updates:
+            var = unbiased(var.mean(0), input.shape[2:].numel())
+            update_running(statistics, mean.mean(0), var, momentum)
     else:
         y, mean, var = engine.normalize_by(
             call.masked, call.x, weight, bias, eps=eps, tail=call.tail
         )
-    if running_mean is not None and running_var is not None and input.numel():
-        share: float | Tensor = momentum
-        if call.masked is None:
-            count = input.shape[2:].numel()
-            mean, var = mean.mean(0), var.mean(0) * (count / (count - 1))
-        else:
+        if updates:
             mean, var, samples = call.masked.of_batch(mean, var)
-            share = momentum * (samples > 0).to(mean.dtype)
-        move_towards(running_mean, mean, share)
-        move_towards(running_var, var, share)
+            update_running(statistics, mean, var, momentum * (samples > 0).to(mean.dtype))
     return call.finish(y)
 
 
@@ -148,7 +145,7 @@ def batch_norm(
     inplace: bool = False,
     out: Tensor | None = None,
 ) -> Tensor:
-    r"""Normalize each channel by its mean and variance over the batch, or by the running ones.
+    r"""Normalize each channel by its mean and variance over the batch, or by running statistics.
 
     .. math:: y = \phi\left(\frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma
         + \beta + r\right)
@@ -162,7 +159,7 @@ def batch_norm(
 
     Args:
         input: the feature map, (N, C) or (N, C, \*S); float32, float64, bfloat16 or float16.
-        running_mean: (C,), or None. Updated in place if ``training``, else used.
+        running_mean: (C,), or None. Updated in place in ``training``, used otherwise.
         running_var: (C,), or None. Like ``running_mean``; holds the unbiased variance.
         weight: gamma, (C,), or None for ones. In the input's dtype, or float32 with a half type.
         bias: beta, (C,), or None for zeros. In the weight's dtype.
@@ -183,9 +180,9 @@ def batch_norm(
             eps that is negative, or 0 in training; an unknown activation; a mask or lengths that do
             not fit the input; two options that exclude each other.
         IndexError: fewer than two dimensions, in training.
-        RuntimeError: no running statistics, in evaluation; operands whose shapes, dtypes or devices
-            do not fit together; ``inplace`` or ``out`` where an operand requires grad, or where the
-            tensor cannot be written over.
+        RuntimeError: no running statistics, without ``training``; operands whose shapes, dtypes or
+            devices do not fit together; ``inplace`` or ``out`` where an operand requires grad, or
+            where the tensor cannot be written over.
         NotImplementedError: a dtype that is not one of the four.
 
     >>> x = torch.tensor([[1.0, 6.0], [9.0, 4.0]])  # means 5 and 5, variances 16 and 1
@@ -207,7 +204,7 @@ def batch_norm(
         )
     if overridden or takes_torch_functions(input):
         return standard_operators.batch_norm(
-            input, *statistics, *parameters, training, momentum, eps, options
+            input, statistics, parameters, training, momentum, eps, options
         )
     momentum, eps = checks.number("momentum", momentum), checks.number("eps", eps)
     checks.check_batch(input, training, eps)
@@ -218,9 +215,9 @@ def batch_norm(
     if vectors:  # the vectors of a batch are the elements of one sample
         call = call.reshaped(lambda values: values.t().unsqueeze(0))
     if not training:
-        y = _normalize_with(call, *statistics, *parameters, eps)
+        y = _normalize_with(call, statistics, parameters, eps)
     elif call.masked is not None:
-        y = _masked_batch_norm(call, *statistics, *parameters, momentum, eps)
+        y = _masked_batch_norm(call, statistics, parameters, momentum, eps)
     else:
         y, mean, var = engine.normalize(
             call.x,
@@ -231,48 +228,34 @@ def batch_norm(
             tail=call.tail,
             out=call.out,
         )
-        if running_mean is not None and running_var is not None and input.numel():
+        if running_mean is not None and input.numel():
             count = call.x.shape[0] * call.x.shape[2:].numel()
-            move_towards(running_mean, mean[0], momentum)
-            move_towards(running_var, var[0] * (count / (count - 1)), momentum)
+            update_running(statistics, mean[0], unbiased(var[0], count), momentum)
     return call.finish(y.squeeze(0).t() if vectors else y)
 
 
 def _masked_batch_norm(
-    call: Prepared,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    momentum: float,
-    eps: float,
+    call: Prepared, statistics: Pair, parameters: Pair, momentum: float, eps: float
 ) -> Tensor:
-    """y of a training step in which some elements do not count."""
+    """y of a training step with a mask."""
     assert call.masked is not None
     policy = call.masked.over(BATCH)
-    y, mean, var = engine.normalize_by(policy, call.x, weight, bias, eps=eps, tail=call.tail)
-    if running_mean is not None and running_var is not None and call.x.numel():
+    y, mean, var = engine.normalize_by(policy, call.x, *parameters, eps=eps, tail=call.tail)
+    if statistics[0] is not None and call.x.numel():
         mean, var = policy(mean, var)
         count = call.masked.counts.sum()
         share = momentum * (count > 0).to(mean.dtype)
-        move_towards(running_mean, mean[0], share)
-        move_towards(running_var, var[0] * (count / (count - 1).clamp(min=1)), share)
+        update_running(statistics, mean[0], unbiased(var[0], count), share)
     return y
 
 
-def _normalize_with(
-    call: Prepared,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> Tensor:
+def _normalize_with(call: Prepared, statistics: Pair, parameters: Pair, eps: float) -> Tensor:
     """y of an evaluation with running statistics."""
-    assert running_mean is not None
-    assert running_var is not None
+    mean, var = statistics
+    assert mean is not None
+    assert var is not None
     return engine.normalize_with(
-        call.x, running_mean, running_var, weight, bias, eps=eps, tail=call.tail, out=call.out
+        call.x, mean, var, *parameters, eps=eps, tail=call.tail, out=call.out
     )
 
 
@@ -314,12 +297,12 @@ def group_norm(
         itself with ``inplace``; ``out`` itself where given.
 
     Raises:
-        ValueError: groups of one value, in one sample; an unknown activation; a mask or lengths
-            that do not fit the input; two options that exclude each other.
-        RuntimeError: fewer than two dimensions; a number of channels that ``num_groups`` does not
-            divide; operands whose shapes, dtypes or devices do not fit together; ``inplace`` or
+        ValueError: groups of one value, if there is one sample; an unknown activation; a mask or
+            lengths that do not fit the input; two options that exclude each other.
+        RuntimeError: fewer than two dimensions; a ``num_groups`` that does not divide the number of
+            channels; operands whose shapes, dtypes or devices do not fit together; ``inplace`` or
             ``out`` where an operand requires grad, or where the tensor cannot be written over.
-        ZeroDivisionError: no groups.
+        ZeroDivisionError: a ``num_groups`` of 0.
         NotImplementedError: a dtype that is not one of the four.
 
     >>> x = torch.tensor([[[1.0, 6.0], [9.0, 4.0]]])  # mean 5, variance 8.5
@@ -340,7 +323,7 @@ def group_norm(
     checks.check_groups(input, num_groups)
     checks.check_operands("group_norm", input, weight, bias)
     call = prepare(input, weight, bias, options)
-    # An input without channels has none to share among the groups.
+    # An input without channels would have groups of 0 channels, which no pool can have.
     pool = Pool(1, max(1, input.shape[1] // num_groups))
     if call.masked is not None:
         policy = call.masked.over(pool)

@@ -1,4 +1,4 @@
-"""Parts of a norm: moments of planes, an affine map of planes, and both with a policy between."""
+"""Pooled norm: normalization by any policy, and its two halves, moments and an affine map."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def pooled_norm(
     activation: Activation = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    r"""Normalize with moments that your own function has pooled.
+    r"""Normalize with moments that a function of yours has pooled.
 
     .. math:: y = \phi\left(\frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} \cdot \gamma
         + \beta + r\right), \qquad (\mu, \sigma^2) = \mathrm{pool}(E[x], \mathrm{Var}[x])
 
-    E and Var (biased) are those of each plane, one channel of one sample. The kernels do the
-    arithmetic. Gradients of all orders, memory layouts and transforms follow from the policy.
+    E and the biased Var are those of each plane, one channel of one sample. Kernels, gradients of
+    all orders, memory layouts and transforms are those of the classic norms.
 
     Args:
         input: the feature map, (N, C, \*S) with at least one spatial dimension; float32, float64,
             bfloat16 or float16.
-        weight: gamma, (C,), or (N, C) for one of each sample, or None for ones. In the input's
-            dtype, or float32 with a half type.
+        weight: gamma, (C,), or (N, C) for one of each sample, or None for ones. In the dtype of
+            the input, or float32 with a half type.
         bias: beta, (C,) or (N, C), or None for zeros. In the weight's dtype.
-        pool: a policy: a :class:`momentnorm.Pool`, or a function that takes ``(mean, var)``, each
-            (N, C) and float64 where the device has it, and returns the mean and variance that each
-            plane is normalized with: (N, C), or broadcastable to it. Made of torch's differentiable
-            operators, so that the parameters in it get their gradients.
+        pool: a policy, which is a :class:`momentnorm.Pool` or a function of ``(mean, var)``. It
+            takes the moments of each plane, (N, C), in float64 where the device has it. It returns
+            the mean and variance that each plane is normalized with, (N, C) or broadcastable to it.
+            It calls torch's differentiable operators, so that its parameters get gradients.
         eps: added to the pooled variance.
         activation, residual: as in :func:`instance_norm`.
 
@@ -58,7 +58,7 @@ def pooled_norm(
         NotImplementedError: a dtype that is not one of the four.
 
     >>> x = torch.tensor([[[1.0, 3.0], [2.0, 6.0]]])
-    >>> pooled_norm(x, pool=lambda mean, var: (0 * mean, var + mean**2))  # by root mean squares
+    >>> pooled_norm(x, pool=lambda mean, var: (0 * mean, var + mean**2))  # root mean squares
     tensor([[[0.4472, 1.3416],
              [0.4472, 1.3416]]])
     """
@@ -88,7 +88,8 @@ def pooled_norm_and_moments(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Result of :func:`pooled_norm`, and moments outside autograd, for running statistics.
 
-    The moments are those of each plane before pooling; for a :class:`Pool`, those of each pool.
+    For a :class:`Pool` without parameters of each sample, the moments are those of each pool. For
+    any other policy they are those of each plane before pooling.
     """
     _check_feature_map(input)
     # A pool may span more than one plane, so planes of one element are allowed.
@@ -109,8 +110,8 @@ def plane_moments(input: Tensor) -> tuple[Tensor, Tensor]:
 
     .. math:: \mu_{tc} = E[x_{tc}], \qquad \sigma^2_{tc} = E[(x_{tc} - \mu_{tc})^2]
 
-    A norm is this function, arithmetic on its results, and :func:`plane_affine`.
-    :func:`pooled_norm` does all three faster, if the arithmetic needs nothing but the moments.
+    A norm is this function, arithmetic on its results, and :func:`plane_affine`. If the arithmetic
+    needs the moments alone, :func:`pooled_norm` does all three faster.
 
     Args:
         input: the feature map, (N, C, \*S); float32, float64, bfloat16 or float16.
@@ -139,11 +140,11 @@ def plane_affine(input: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> T
 
     Args:
         input: the feature map, (N, C, \*S); float32, float64, bfloat16 or float16.
-        mean, scale, shift: mu, a and b, (N, C) or broadcastable to it, in floating point; best in
-            float64, since :math:`x - \mu` is as exact as mu is.
+        mean, scale, shift: mu, a and b, (N, C) or broadcastable to it, in floating point. Pass
+            float64, if you have it: an error of mu is an error of :math:`x - \mu`.
 
     Returns:
-        y, with the shape, dtype and memory layout of the input. Gradients flow into all four.
+        y, with the shape, dtype and memory layout of the input. Gradients flow into all operands.
 
     Raises:
         ValueError: fewer than three dimensions; an operand that does not broadcast to (N, C).
@@ -164,7 +165,7 @@ def plane_affine(input: Tensor, mean: Tensor, scale: Tensor, shift: Tensor) -> T
         if values.dim() > 2 or any(size not in (1, whole) for size, whole in pairs):
             raise ValueError(
                 f"{name} should broadcast to {tuple(planes)}, one value for each plane of the "
-                f"input {tuple(input.shape)}, not have shape {tuple(values.shape)}"
+                f"input {tuple(input.shape)}, but has shape {tuple(values.shape)}"
             )
     mean, scale, shift = (values.to(dtype).expand(planes) for values in (mean, scale, shift))
     if leaves_the_process():

@@ -1,9 +1,9 @@
-"""Layers: one norm a file, by its published name.
+"""Layers: one file for each norm, by its published name.
 
 ``LayerNorm``, ``RMSNorm`` and ``LocalResponseNorm`` are torch's own classes, here for completeness.
-The first two have a weight for each element of ``normalized_shape``, and the third has a window of
-neighbouring channels, so none of them is a policy on planes. LayerNorm over (C, *S) with a weight
-per channel is one: ``GroupNorm(1, C)``.
+They are not policies on planes: the first two have a weight for each element of
+``normalized_shape``, and the third has a window of neighbouring channels. ``GroupNorm(1, C)`` is
+LayerNorm over (C, *S) with a weight per channel.
 """
 
 from torch.nn import LayerNorm, LocalResponseNorm, RMSNorm

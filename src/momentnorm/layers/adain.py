@@ -1,4 +1,4 @@
-"""Adaptive Instance Normalization: scale and shift from a style."""
+"""Adaptive Instance Normalization: scale and shift from a style or from a network."""
 
 from __future__ import annotations
 
@@ -6,43 +6,46 @@ import torch
 from torch import Tensor
 
 from .. import functional
-from ..core.grid import parameter_dtype
+from ..core.grid import parameter_dtype, unbiased
 from ..core.pool import INSTANCE
 from .base import Layer
+from .inputs import NO_UNBIASED_VARIANCE, check_plane_size
 
 
-def _check_planes(name: str, x: Tensor, spatial: str = "(N, C, *S)") -> None:
+def _check_feature_map(name: str, x: Tensor) -> None:
     if x.dim() < 3:
-        raise ValueError(f"expected {name} as {spatial}, got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"expected {name} as (N, C, *S), got shape {tuple(x.shape)}: add the missing dimensions"
+        )
 
 
 class AdaIN(Layer):
-    r"""Adaptive Instance Normalization: content, with the mean and deviation of a style.
+    r"""Adaptive Instance Normalization: content with the mean and deviation of a style.
 
     .. math:: y = \sigma(s) \, \frac{x - \mu(x)}{\sigma(x)} + \mu(s)
 
-    where both moments are those of each plane (Huang and Belongie, *Arbitrary Style Transfer in
-    Real-time with Adaptive Instance Normalization*, arXiv 1703.06868). Published code disagrees
-    about the two deviations:
+    The moments are those of each plane of the content x and of the style s (Huang and Belongie,
+    *Arbitrary Style Transfer in Real-time with Adaptive Instance Normalization*, arXiv 1703.06868).
+    Published code has two forms of the deviations. Var is divided by n or by n - 1:
 
     - ``"original"``, the authors' Lua code: :math:`\sigma^2(x) = \mathrm{Var}_n(x) + \epsilon` and
       :math:`\sigma^2(s) = \mathrm{Var}_{n-1}(s)`;
-    - ``"pytorch"``, its common port: :math:`\sigma^2 = \mathrm{Var}_{n-1} + \epsilon` for both;
+    - ``"pytorch"``, its common port: :math:`\sigma^2 = \mathrm{Var}_{n-1} + \epsilon` for both.
 
-    where Var is divided by n or by n - 1. :class:`AdaptiveInstanceNorm2d` is the form whose scale
-    and shift a network computes. AdaIN has no parameters.
+    AdaIN has no parameters. :class:`AdaptiveInstanceNorm2d` is the form whose scale and shift a
+    network computes.
 
     Args:
         eps: added to the variance.
         variant: "original" or "pytorch".
 
     Shape:
-        content (N, C, \*S) and style (N, C, \*T), or (1, C, \*T) for one style of all samples;
-        the output is like the content, in its memory layout. Gradients flow into both.
+        content (N, C, \*S) and style (N, C, \*T), or (1, C, \*T) for one style of all samples. The
+        output has the shape and memory layout of the content. Gradients flow into both.
 
     Raises:
-        ValueError: an unknown variant; fewer than three dimensions; other channels or another
-            number of samples; one spatial element where a variance is divided by n - 1.
+        ValueError: an unknown variant; fewer than three dimensions; a style with another number of
+            channels or samples; one spatial element where a variance is divided by n - 1.
 
     >>> content, style = torch.tensor([[[0.0, 2.0]]]), torch.tensor([[[5.0, 7.0, 9.0]]])
     >>> AdaIN()(content, style)  # mean 7, deviation 2
@@ -62,15 +65,14 @@ class AdaIN(Layer):
     def forward(self, content: Tensor, style: Tensor) -> Tensor:
         self._check(content, style)
         mean, var = functional.plane_moments(style)
-        count = style.shape[2:].numel()
-        var = var * (count / (count - 1))
+        var = unbiased(var, style.shape[2:].numel())
         if self.variant == "pytorch":
             var = var + self.eps
-        constant = var == 0  # a square root has no slope there
+        constant = var == 0  # the derivative of the square root is infinite there
         deviation = var.masked_fill(constant, 1).sqrt().masked_fill(constant, 0)
         eps = self.eps
         if self.variant == "pytorch":
-            # Var_{n-1} + eps is Var_n + eps (n - 1) / n, and a factor.
+            # Var_{n-1} + eps = (Var_n + eps (n - 1) / n) n / (n - 1).
             count = content.shape[2:].numel()
             rest = (count - 1) / count
             deviation, eps = deviation * rest**0.5, eps * rest
@@ -79,23 +81,16 @@ class AdaIN(Layer):
         return functional.pooled_norm(content, weight, bias, pool=INSTANCE, eps=eps)
 
     def _check(self, content: Tensor, style: Tensor) -> None:
-        _check_planes("the content", content)
-        _check_planes("the style", style)
+        _check_feature_map("the content", content)
+        _check_feature_map("the style", style)
         if style.shape[1] != content.shape[1] or style.shape[0] not in (1, content.shape[0]):
             raise ValueError(
                 f"the style {tuple(style.shape)} needs the channels of the content "
                 f"{tuple(content.shape)}, and as many samples or one"
             )
-        needs_more = [("style", style)]
+        check_plane_size(style, NO_UNBIASED_VARIANCE, "the style")
         if self.variant == "pytorch":
-            needs_more.append(("content", content))
-        for name, x in needs_more:
-            if x.shape[2:].numel() == 1:
-                raise ValueError(
-                    f"expected more than 1 spatial element in the {name}, got input size "
-                    f"{tuple(x.shape)}: its variance is the unbiased one here, which one element "
-                    "does not have; use a larger input"
-                )
+            check_plane_size(content, NO_UNBIASED_VARIANCE, "the content")
 
 
 class AdaptiveInstanceNorm2d(Layer):
@@ -105,19 +100,19 @@ class AdaptiveInstanceNorm2d(Layer):
 
     (Huang, Liu, Belongie and Kautz, *Multimodal Unsupervised Image-to-Image Translation*, arXiv
     1804.04732). Assign ``layer.weight`` and ``layer.bias``, (N, C) or flat (N * C,), before every
-    forward, or pass them to it. They are no parameters; ``running_mean`` and ``running_var`` are
-    what the authors' checkpoints contain, and nothing uses them.
+    forward, or pass them to it. They are not parameters of the layer. The buffers ``running_mean``
+    and ``running_var`` are there to load the authors' checkpoints. Nothing uses them.
 
     Args:
-        num_features: C.
+        num_features: C, the number of channels.
         eps: added to the variance.
-        momentum: kept for the authors' signature; nothing uses it.
+        momentum: kept for the authors' signature. Nothing uses it.
 
     Shape:
         (N, C, \*S), and the output alike, in the input's memory layout.
 
     Raises:
-        RuntimeError: no weight and bias yet; shapes that do not fit.
+        RuntimeError: a missing weight or bias; a weight or bias of another shape.
         ValueError: fewer than three dimensions.
 
     >>> layer = AdaptiveInstanceNorm2d(2)
@@ -153,7 +148,7 @@ class AdaptiveInstanceNorm2d(Layer):
     def forward(
         self, input: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
-        _check_planes("the input", input)
+        _check_feature_map("the input", input)
         parameters = []
         for name, given in (("weight", weight), ("bias", bias)):
             values = getattr(self, name) if given is None else given

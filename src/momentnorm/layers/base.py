@@ -1,4 +1,4 @@
-"""Base of all layers."""
+"""Base: the class that all layers inherit."""
 
 from __future__ import annotations
 

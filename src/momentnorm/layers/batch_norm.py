@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm as TorchBatchNorm
 
 from .. import functional
-from ..core.tail import Activation
 from .drop_in import DropIn, LazyDropIn, constructor_of
 
 
 class _BatchNorm(DropIn, TorchBatchNorm):
-    def _normalize(
-        self,
-        input: Tensor,
-        activation: Activation,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        lengths: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor:
+    def _normalize(self, input: Tensor, options: dict[str, Any]) -> Tensor:
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         momentum = 0.0 if self.momentum is None else self.momentum
         if self.training and self.track_running_stats and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:  # the average of all batches
+            if self.momentum is None:  # running statistics are averages over all batches
                 momentum = 1.0 / float(self.num_batches_tracked)
         # Without running statistics, evaluation uses those of the batch.
         training = self.training or (self.running_mean is None and self.running_var is None)
@@ -38,12 +31,7 @@ class _BatchNorm(DropIn, TorchBatchNorm):
             training,
             momentum,
             self.eps,
-            activation=activation,
-            residual=residual,
-            mask=mask,
-            lengths=lengths,
-            inplace=self.inplace,
-            out=out,
+            **options,
         )
 
 
@@ -69,19 +57,19 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
     .. math:: y = \phi\left(\frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma
         + \beta + r\right)
 
-    with, in training, mean and biased variance over the pixels of each channel of all images, and
-    in evaluation the running ones (Ioffe and Szegedy, *Batch Normalization: Accelerating Deep
-    Network Training by Reducing Internal Covariate Shift*, arXiv 1502.03167). The activation
-    :math:`\phi` and the residual r are off by default, and computed in the same pass where given.
+    In training, mean and biased variance are taken over the pixels of one channel of all images.
+    In evaluation they are the running statistics (Ioffe and Szegedy, *Batch Normalization:
+    Accelerating Deep Network Training by Reducing Internal Covariate Shift*, arXiv 1502.03167). The
+    activation :math:`\phi` and the residual r are off by default. They are computed in the same
+    pass over memory as the normalization.
 
     Args:
         num_features: C, the number of channels.
         eps: added to the variance.
-        momentum: the share that a batch has in the running statistics; None means the average of
-            all batches.
+        momentum: share of a batch in the running statistics; None for averages over all batches.
         affine: learn a weight (gamma, starts at 1) and a bias (beta, starts at 0) per channel.
         track_running_stats: keep running statistics in training, and normalize with them in
-            evaluation; otherwise with those of the batch.
+            evaluation. Without them evaluation uses the statistics of the batch.
         device, dtype: of the parameters and buffers.
         bias: with ``affine``, whether there is a bias beside the weight (needs a torch that has
             this argument).
@@ -89,17 +77,16 @@ class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
             ``("leaky_relu", 0.2)`` for another slope than 0.01.
         inplace: write the output over the input; an error where autograd would record the call.
 
-    Besides the input, a call takes ``residual``, ``mask``, ``lengths`` and ``out``, as
-    :func:`momentnorm.functional.batch_norm` does, and an
-    ``activation`` in place of the layer's own.
+    A call also takes ``residual``, ``mask``, ``lengths`` and ``out``, as
+    :func:`momentnorm.functional.batch_norm` does, and an ``activation`` in place of the layer's.
 
     Shape:
         (N, C, H, W), and the output alike, in the input's memory layout. ``residual`` and ``out``
         have the shape of the input.
 
     Raises:
-        ValueError: one value per channel, where statistics of the input are wanted; another number
-            of dimensions; an unknown activation; an ``eps`` that is not positive.
+        ValueError: one value per channel, if statistics of the input are used; another number of
+            dimensions; an unknown activation; an ``eps`` that is not positive.
         RuntimeError: a number of channels other than ``num_features``; ``inplace`` or ``out`` where
             autograd would have to record the call.
 

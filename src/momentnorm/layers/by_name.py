@@ -1,6 +1,6 @@
-"""Layers by name, for models that are told how to normalize by an argument.
+"""By name: the table of norms, for models and commands that take the name of a norm.
 
-A registered name is one line: ``register_norm_layer("ibn", {2: IBN})``.
+A norm of this library is a row of ``_REGISTRY``. :func:`register_norm_layer` adds others.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
@@ -26,11 +27,19 @@ from .switchable_norm import SwitchableNorm1d, SwitchableNorm2d, SwitchableNorm3
 
 __all__ = ["get_norm_layer", "register_norm_layer"]
 
-#: What makes a layer of ``num_features`` channels, given by position, and options, by keyword.
+#: Class or function that takes ``num_features`` by position and options by keyword.
 NormLayer = Callable[..., nn.Module]
 
-#: Under each name one for any number of spatial dimensions, or one for each of some.
-_REGISTRY: dict[str, NormLayer | Mapping[int, NormLayer]] = {}
+
+@dataclass(frozen=True)
+class Norm:
+    """Row of the table of norms."""
+
+    title: str  # for headings, such as "Instance Norm"
+    layers: Mapping[int, NormLayer]  # by the number of spatial dimensions of the input
+    groups: str = ""  # name of the option for the number of groups, if there is one
+    vectors: bool = False  # whether the layer for one dimension takes vectors (N, C)
+
 
 _Layer = TypeVar("_Layer", bound=NormLayer)
 
@@ -38,39 +47,39 @@ _Layer = TypeVar("_Layer", bound=NormLayer)
 def get_norm_layer(
     name: str | tuple[str, Mapping[str, Any]], *, dimensions: int = 2, **options: Any
 ) -> functools.partial[nn.Module]:
-    r"""What makes the normalization of this name: a callable of ``num_features``.
+    r"""Find the normalization of this name, as a callable of ``num_features``.
 
-    It is a :class:`functools.partial` of the layer's class, so it can be pickled, it goes through
-    another ``partial``, and what is given when it is called stands over the options here. Every
-    layer takes feature maps (N, C, \*S).
+    The callable is a :class:`functools.partial` of the layer's class. It can be pickled and wrapped
+    in another ``partial``. Options of its call take precedence over those given here. Every layer
+    takes feature maps (N, C, \*S).
 
     ====================  ==========================================================================
     "instance", "batch"   ``InstanceNorm`` (no parameters, no tracking), ``BatchNorm`` (both)
     "group"               ``GroupNorm``; ``num_groups=32``, and C has to be a multiple of it
-    "layer"               the same with one group: LayerNorm over (C, \*S), a weight per channel
+    "layer"               ``GroupNorm`` of one group: LayerNorm over (C, \*S), weight per channel
     "switchable"          ``SwitchableNorm``; with one dimension it takes vectors (N, C)
     "batch_instance"      ``BatchInstanceNorm2d``
     "ibn"                 ``IBN``
     "contrast"            ``ContrastNorm2d``, which has no parameters
     "local_response"      ``LocalResponseNorm``; ``size=5``
-    "filter_response"     ``FilterResponseNorm2d``, which is an activation too, as the next two are
-    "evonorm_b0"          ``EvoNorm2dB0``
-    "evonorm_s0"          ``EvoNorm2dS0``; ``groups=32``, and C has to be a multiple of it
+    "filter_response"     ``FilterResponseNorm2d``, a norm and an activation together
+    "evonorm_b0"          ``EvoNorm2dB0``, a norm and an activation together
+    "evonorm_s0"          ``EvoNorm2dS0``, likewise; ``groups=32``, and C has to be a multiple of it
     "none"                ``torch.nn.Identity``, which takes and ignores every option
     ====================  ==========================================================================
 
-    RMSNorm, and LayerNorm over the last dimensions, are for tokens (N, L, C), so they would not
-    stand where the others do: they have no name here.
+    RMSNorm, and LayerNorm over the last dimensions, have no name here. They take tokens (N, L, C)
+    in place of feature maps.
 
     Args:
-        name: one of these, or of those that you registered, in any case; or a pair of a name and
-            its options, ``("group", {"num_groups": 8})``.
-        dimensions: how many spatial dimensions the layer's inputs have: 1, 2 or 3.
-        **options: of the layer: the keyword arguments of its constructor. They stand over those of
+        name: a name of this table or a registered one, in any case; or a pair of a name and
+            options, ``("group", {"num_groups": 8})``.
+        dimensions: number of spatial dimensions of the input: 1, 2 or 3.
+        **options: keyword arguments of the layer's constructor. They take precedence over those of
             a pair.
 
     Raises:
-        ValueError: an unknown name or activation; a layer that there is not for so many dimensions.
+        ValueError: an unknown name or activation; a name without a layer for these dimensions.
         TypeError: an option that the layer does not have.
 
     >>> norm_layer = get_norm_layer("instance", affine=True)
@@ -92,19 +101,20 @@ def register_norm_layer(
     *,
     overwrite: bool = False,
 ) -> Any:
-    """Give a layer of yours a name for :func:`get_norm_layer`. Without a layer, a decorator.
+    """Register a layer of yours under a name for :func:`get_norm_layer`.
 
     Args:
-        name: case does not matter.
+        name: the name, in any case.
         layer: a class or function that takes ``num_features`` by position and options by keyword,
-            for any number of spatial dimensions; or a mapping of numbers of dimensions to such.
-        overwrite: replace what has this name.
+            for any number of spatial dimensions; or a mapping from numbers of dimensions to classes
+            or functions. Without a layer the call returns a decorator.
+        overwrite: whether to replace another layer of this name.
 
     Returns:
         The layer.
 
     Raises:
-        ValueError: the name is taken by another layer.
+        ValueError: another layer has this name.
 
     >>> @register_norm_layer("scale only")
     ... class ScaleOnly(nn.Module):
@@ -115,14 +125,21 @@ def register_norm_layer(
     """
     if layer is None:
         return functools.partial(register_norm_layer, name, overwrite=overwrite)
-    key = name.lower()
-    before = _REGISTRY.get(key, layer)
-    if before != layer and not overwrite:
+    key, layers = name.lower(), _by_dimensions(layer)
+    if key in _REGISTRY and not overwrite:
+        before = _REGISTRY[key].layers
+        if before == layers:
+            return layer
+        owners = ", ".join(dict.fromkeys(map(_name_of, before.values())))
         raise ValueError(
-            f"the name {name!r} is taken, by {before}: choose another, or pass overwrite=True"
+            f"the name {name!r} is taken, by {owners}: choose another, or pass overwrite=True"
         )
-    _REGISTRY[key] = layer
+    _REGISTRY[key] = Norm(name, layers)
     return layer
+
+
+def _name_of(layer: NormLayer) -> str:
+    return getattr(layer, "__name__", repr(layer))
 
 
 def is_registered(name: str) -> bool:
@@ -130,8 +147,25 @@ def is_registered(name: str) -> bool:
     return name.lower() in _REGISTRY
 
 
+def norm_named(name: str) -> Norm:
+    """Row of the table for this name, in any case.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    found = _REGISTRY.get(name.lower())
+    if found is None:
+        near = difflib.get_close_matches(name.lower(), _REGISTRY, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"no normalization is named {name!r}: {hint}The names are {', '.join(_REGISTRY)}; "
+            "register_norm_layer adds yours"
+        )
+    return found
+
+
 def check_groups(groups: int, channels: int) -> None:
-    """Check a number of groups before a layer is made.
+    """Check a number of groups, before a layer is made.
 
     Raises:
         ValueError: ``groups`` does not divide ``channels``.
@@ -155,21 +189,13 @@ def _pair(name: Any, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _layer(name: str, dimensions: int) -> NormLayer:
-    found = _REGISTRY.get(name.lower())
-    if found is None:
-        near = difflib.get_close_matches(name.lower(), _REGISTRY, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(
-            f"no normalization is named {name!r}: {hint}The names are {', '.join(_REGISTRY)}; "
-            "register_norm_layer adds yours"
-        )
-    by_dimensions = found if isinstance(found, Mapping) else dict.fromkeys((1, 2, 3), found)
-    if dimensions not in by_dimensions:
-        known = " or ".join(map(str, by_dimensions))
+    layers = norm_named(name).layers
+    if dimensions not in layers:
+        known = " or ".join(map(str, layers))
         raise ValueError(
             f"{name!r} has no layer for dimensions={dimensions!r}: it has one for {known}"
         )
-    return by_dimensions[dimensions]
+    return layers[dimensions]
 
 
 def _check_options(name: str, layer: NormLayer, options: Mapping[str, Any]) -> None:
@@ -187,7 +213,7 @@ def _check_options(name: str, layer: NormLayer, options: Mapping[str, Any]) -> N
 
 
 def _with_options_of_group_norm(function: _Layer) -> _Layer:
-    """Its signature, with what GroupNorm takes by keyword in place of ``**options``."""
+    """Put the keyword arguments of GroupNorm into the signature, in place of ``**options``."""
     own = list(inspect.signature(function).parameters.values())[:-1]
     theirs = list(inspect.signature(GroupNorm).parameters.values())[2:]
     function.__signature__ = inspect.Signature([*own, *theirs])  # type: ignore[attr-defined]
@@ -215,26 +241,30 @@ def _local_response_norm(
     return nn.LocalResponseNorm(size, alpha, beta, k)
 
 
-register_norm_layer("instance", {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d})
-register_norm_layer("batch", {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d})
-register_norm_layer("layer", _layer_norm)
-register_norm_layer("group", _group_norm)
-register_norm_layer(
-    "switchable",
-    {
-        1: SwitchableNorm1d,
-        2: SwitchableNorm2d,
-        3: SwitchableNorm3d,
-    },
-)
-register_norm_layer("batch_instance", {2: BatchInstanceNorm2d})
-register_norm_layer("ibn", {2: IBN})
-register_norm_layer("contrast", {2: _contrast_norm})
-register_norm_layer("local_response", _local_response_norm)
-register_norm_layer("filter_response", {2: FilterResponseNorm2d})
-register_norm_layer("evonorm_b0", {2: EvoNorm2dB0})
-register_norm_layer("evonorm_s0", {2: EvoNorm2dS0})
-register_norm_layer("none", nn.Identity)
+def _by_dimensions(layer: NormLayer | Mapping[int, NormLayer]) -> Mapping[int, NormLayer]:
+    return layer if isinstance(layer, Mapping) else dict.fromkeys((1, 2, 3), layer)
+
+
+#: The table of norms, in lower case, with those that are registered later.
+_REGISTRY: dict[str, Norm] = {
+    "instance": Norm("Instance Norm", {1: InstanceNorm1d, 2: InstanceNorm2d, 3: InstanceNorm3d}),
+    "batch": Norm("Batch Norm", {1: BatchNorm1d, 2: BatchNorm2d, 3: BatchNorm3d}, vectors=True),
+    "layer": Norm("Layer Norm", _by_dimensions(_layer_norm)),
+    "group": Norm("Group Norm", _by_dimensions(_group_norm), groups="num_groups", vectors=True),
+    "switchable": Norm(
+        "Switchable Norm",
+        {1: SwitchableNorm1d, 2: SwitchableNorm2d, 3: SwitchableNorm3d},
+        vectors=True,
+    ),
+    "batch_instance": Norm("Batch-Instance Norm", {2: BatchInstanceNorm2d}),
+    "ibn": Norm("IBN", {2: IBN}),
+    "contrast": Norm("Contrast Norm", {2: _contrast_norm}),
+    "local_response": Norm("Local Response Norm", _by_dimensions(_local_response_norm)),
+    "filter_response": Norm("Filter Response Norm", {2: FilterResponseNorm2d}),
+    "evonorm_b0": Norm("EvoNorm B0", {2: EvoNorm2dB0}),
+    "evonorm_s0": Norm("EvoNorm S0", {2: EvoNorm2dS0}, groups="groups"),
+    "none": Norm("no norm", _by_dimensions(nn.Identity)),
+}
 
 #: Names of the norms of this library, without those that are registered by others.
 NORMS = tuple(name for name in _REGISTRY if name != "none")

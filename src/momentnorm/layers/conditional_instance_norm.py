@@ -1,4 +1,4 @@
-"""Conditional Instance Normalization: scale and shift chosen by a label, or mixed."""
+"""Conditional Instance Normalization: scale and shift of a style, or of a mixture of styles."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ from torch import Tensor, nn
 from .. import functional
 from ..core.pool import INSTANCE
 from .base import Layer
+from .inputs import check_dimensions, check_plane_size
 
 
 class ConditionalInstanceNorm2d(Layer):
-    r"""Instance Normalization with a scale and a shift of each style, chosen by label or mixed.
+    r"""Instance Normalization with a scale and a shift for each style.
 
-    .. math:: y = \frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma_k + \beta_k,
-        \qquad \text{or} \quad \sum_k w_k \gamma_k, \ \sum_k w_k \beta_k
+    .. math:: y = \frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
-    (Dumoulin, Shlens and Kudlur, *A Learned Representation for Artistic Style*, arXiv 1610.07629).
+    The scale and shift of style k are :math:`\gamma = \gamma_k` and :math:`\beta = \beta_k`. Those
+    of a mixture are :math:`\sum_k w_k \gamma_k` and :math:`\sum_k w_k \beta_k` (Dumoulin, Shlens
+    and Kudlur, *A Learned Representation for Artistic Style*, arXiv 1610.07629).
 
     Args:
         num_features: C, the number of channels.
-        num_styles: K; ``weight`` and ``bias`` are tables (K, C) that start at 1 and 0.
+        num_styles: K, the number of styles. ``weight`` and ``bias`` are tables (K, C) that start
+            at 1 and 0.
         eps: added to the variance.
 
     Shape:
-        input (N, C, H, W); styles, a label for all samples, or labels (N,), integers below K; or
-        weights (K,) or (N, K), in floating point. The output is like the input, in its layout.
+        input (N, C, H, W). styles are labels, integers from 0 to K - 1: one for all samples, or
+        (N,). Or they are floating point weights w: (K,) for all samples, or (N, K). The output has
+        the shape and memory layout of the input.
 
     Raises:
-        ValueError: another number of dimensions; one pixel a plane; styles of another shape.
+        ValueError: another number of dimensions; planes of one pixel; styles of another shape.
         IndexError: a label outside 0, ..., K - 1.
-        RuntimeError: another number of channels, or a dtype that does not fit the parameters'.
+        RuntimeError: another number of channels; a dtype that does not fit the parameters'.
 
     >>> layer = ConditionalInstanceNorm2d(3, num_styles=2)
     >>> x = torch.randn(2, 3, 8, 8)
@@ -57,7 +61,7 @@ class ConditionalInstanceNorm2d(Layer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """All styles alike: a weight of 1, no bias."""
+        """Reset all styles to a weight of 1 and a bias of 0."""
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -65,16 +69,8 @@ class ConditionalInstanceNorm2d(Layer):
         return f"{self.num_features}, num_styles={self.num_styles}, eps={self.eps}"
 
     def forward(self, input: Tensor, styles: Tensor | int) -> Tensor:
-        if input.dim() != 4:
-            raise ValueError(
-                f"expected 4D input (got {input.dim()}D input): ConditionalInstanceNorm2d takes "
-                "(N, C, H, W)"
-            )
-        if input.shape[2:].numel() == 1:
-            raise ValueError(
-                f"expected more than 1 spatial element, got input size {tuple(input.shape)}: "
-                "nothing but the bias would be left of one; use a larger input"
-            )
+        check_dimensions(self, input)
+        check_plane_size(input, "the output of one element is the bias alone")
         weight, bias = self.parameters_of(styles, input.shape[0])
         return functional.pooled_norm(input, weight, bias, pool=INSTANCE, eps=self.eps)
 

@@ -6,21 +6,21 @@ from torch import Tensor
 
 from ..core.grid import statistics_dtype
 from .base import Layer
+from .inputs import check_dimensions
 
 
 class ContrastNorm2d(Layer):
-    r"""Divide each plane by its sum: the normalization of contrast that InstanceNorm grew from.
+    r"""Contrast Normalization: divide each plane by its sum, the precursor of InstanceNorm.
 
     .. math:: y_{tijk} = \frac{x_{tijk}}{\sum_{l,m} x_{tilm} + \epsilon}
 
     (Ulyanov, Vedaldi and Lempitsky, *Instance Normalization: The Missing Ingredient for Fast
-    Stylization*, arXiv 1607.08022, where there is no eps). Made of torch's own operators; it has no
-    parameters.
+    Stylization*, arXiv 1607.08022). The layer has no parameters. It calls torch's own operators.
 
     Args:
-        eps: added to the sum. By default 0, which is the paper's equation: a plane that sums to 0
-            then becomes infinite or NaN. A small eps makes a plane of zeros 0, and is meant for
-            planes without negative numbers; where there are some, a sum may as well meet -eps.
+        eps: added to the sum. The default 0 is the paper's equation, in which a plane that sums to
+            0 becomes infinite or NaN. With a small eps a plane of zeros stays 0. An eps is for
+            planes without negative numbers. With negative numbers the sum can be -eps.
 
     Shape:
         (N, C, H, W), and the output alike, in the input's memory layout.
@@ -38,10 +38,7 @@ class ContrastNorm2d(Layer):
         return f"eps={self.eps}"
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() != 4:
-            raise ValueError(
-                f"expected 4D input (got {input.dim()}D input): ContrastNorm2d takes (N, C, H, W)"
-            )
+        check_dimensions(self, input)
         dtype = statistics_dtype(input)
         sums = input.sum((2, 3), keepdim=True, dtype=dtype)
         return (input / (sums + self.eps)).to(input.dtype)

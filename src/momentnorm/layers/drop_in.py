@@ -1,4 +1,4 @@
-"""Base of the layers that replace classes of ``torch.nn``.
+"""Drop-in: the base of the layers that replace classes of ``torch.nn``.
 
 A drop-in class inherits the constructor, the parameters and buffers, ``state_dict``, ``repr`` and
 the input checks of the torch class that it replaces. So ``isinstance`` tests, initialization code
@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {"activation": None, "inplace": False}
 
 
 def constructor_of(torch_class: type[nn.Module]) -> Callable[..., None]:
-    """Constructor with the arguments of a class of torch's and :data:`OPTIONS`."""
+    """Constructor that takes the arguments of ``torch_class`` and :data:`OPTIONS`."""
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         options = {name: kwargs.pop(name, default) for name, default in OPTIONS.items()}
@@ -62,35 +62,28 @@ class DropIn(Layer):
 
         ``activation``, where given, takes the place of the layer's own.
         """
+        options: dict[str, Any] = {
+            "residual": residual,
+            "mask": mask,
+            "lengths": lengths,
+            "out": out,
+            "activation": activation,
+        }
         symbol: object = input
         if isinstance(symbol, Proxy):
-            leaf: Tensor = self._traced(
-                symbol,
-                residual=residual,
-                mask=mask,
-                lengths=lengths,
-                out=out,
-                activation=activation,
-            )
+            leaf: Tensor = self._traced(symbol, options)
             return leaf
         if activation is None:
-            activation = self.activation
-        return self._normalize(input, activation, residual, mask, lengths, out)
+            options["activation"] = self.activation
+        options["inplace"] = self.inplace
+        return self._normalize(input, options)
 
-    def _normalize(
-        self,
-        input: Tensor,
-        activation: Activation,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        lengths: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor:
-        """Call the functional form with the layer's parameters, buffers and settings."""
+    def _normalize(self, input: Tensor, options: dict[str, Any]) -> Tensor:
+        """Call the functional form with these options and the layer's parameters and buffers."""
         raise NotImplementedError
 
-    def _traced(self, input: Proxy, **options: Any) -> Any:
-        """One node of a symbolic trace, as for torch's own layers."""
+    def _traced(self, input: Proxy, options: dict[str, Any]) -> Any:
+        """Make one node of a symbolic trace for this call, as for torch's own layers."""
         given = {name: option for name, option in options.items() if option is not None}
         tracer: Any = input.tracer
         return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), given)
@@ -103,8 +96,8 @@ class DropIn(Layer):
 
 
 class LazyDropIn(DropIn):
-    """Initialization of lazy layers by their first input."""
+    """Base of lazy layers, which take ``num_features`` from their first input."""
 
     def initialize_parameters(self, input: Tensor, *args: Any, **kwargs: Any) -> None:
-        # The other operands of the first call say nothing about the number of features.
+        # torch passes all operands of the first call here. Only the input has num_features.
         super().initialize_parameters(input)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""EvoNorm B0 and S0: normalization and activation in one, found by search."""
+"""EvoNorm B0 and S0: normalization and activation together, found by automated search."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from torch import Tensor
 
 from .. import functional
 from ..core import grid
-from ..core.grid import move_towards, parameter_dtype
+from ..core.grid import move_towards, parameter_dtype, unbiased
 from ..core.pool import BATCH, Pool
 from .norm_activation import NormActivation2d, over_pixels
 
 
 class EvoNorm2dS0(NormActivation2d):
-    r"""EvoNorm S0: a gated x over the deviation of its group; no batch, no activation after it.
+    r"""EvoNorm S0: a gated x divided by the deviation of its group of channels.
 
     .. math:: y = \frac{x \, \sigma(v x)}{\sqrt{\mathrm{Var}_{\mathrm{group}}[x] + \epsilon}}
         \cdot \gamma + \beta
 
-    where :math:`\sigma` is the sigmoid (Liu, Brock, Simonyan and Le, *Evolving
-    Normalization-Activation Layers*, arXiv 2004.02967).
+    :math:`\sigma` is the sigmoid (Liu, Brock, Simonyan and Le, *Evolving Normalization-Activation
+    Layers*, arXiv 2004.02967). No activation has to follow. The samples of a batch are independent.
 
     Args:
-        num_features: C. ``weight`` and ``v``, (C,), start at 1; ``bias`` at 0.
-        groups: of channels, a divisor of C.
+        num_features: C, the number of channels. ``weight`` and ``v``, (C,), start at 1, ``bias``
+            at 0.
+        groups: number of groups of channels, a divisor of C.
         eps: added to the variance.
 
     Shape:
@@ -71,19 +72,20 @@ class EvoNorm2dS0(NormActivation2d):
 
 
 class EvoNorm2dB0(NormActivation2d):
-    r"""EvoNorm B0: x over the larger of the batch's deviation and a line in x.
+    r"""EvoNorm B0: x divided by the larger of the batch's deviation and a line in x.
 
     .. math:: y = \frac{x}{\max\left(\sqrt{\mathrm{Var}_{\mathrm{batch}}[x] + \epsilon}, \
         v x + \sqrt{\mathrm{Var}_{\mathrm{plane}}[x] + \epsilon}\right)} \cdot \gamma + \beta
 
-    (Liu, Brock, Simonyan and Le, *Evolving Normalization-Activation Layers*, arXiv 2004.02967). In
-    evaluation ``running_var`` stands for the batch's variance; it holds the unbiased one, as
-    :class:`torch.nn.BatchNorm2d`'s does, and there is no running mean.
+    (Liu, Brock, Simonyan and Le, *Evolving Normalization-Activation Layers*, arXiv 2004.02967). No
+    activation has to follow. In evaluation ``running_var`` takes the place of the batch's variance.
+    It holds the unbiased variance, as in :class:`torch.nn.BatchNorm2d`. There is no running mean.
 
     Args:
-        num_features: C. ``weight`` and ``v``, (C,), start at 1; ``bias`` at 0.
+        num_features: C, the number of channels. ``weight`` and ``v``, (C,), start at 1, ``bias``
+            at 0.
         eps: added to the variances.
-        momentum: the share that a batch has in ``running_var``.
+        momentum: share of a batch in ``running_var``.
 
     Shape:
         (N, C, H, W), and the output alike, in the input's memory layout.
@@ -130,19 +132,19 @@ class EvoNorm2dB0(NormActivation2d):
             )
         mean, var = functional.plane_moments(input)
         if self.training:
-            _, of_batch = BATCH.merge(mean, var)  # (1, C)
+            _, batch_var = BATCH.merge(mean, var)  # (1, C)
             if count:
-                self._remember(of_batch.detach()[0] * (count / (count - 1)))
+                self._update_running(unbiased(batch_var.detach()[0], count))
         else:
-            of_batch = self.running_var.to(var.dtype, copy=True)
+            batch_var = self.running_var.to(var.dtype, copy=True)
         dtype = parameter_dtype(input)
         x = input.to(dtype)
         line = over_pixels(self.v, dtype) * x + over_pixels((var + self.eps).sqrt(), dtype)
-        floor = over_pixels((of_batch + self.eps).sqrt(), dtype)
+        floor = over_pixels((batch_var + self.eps).sqrt(), dtype)
         y = x / torch.maximum(floor, line)
         y = torch.addcmul(over_pixels(self.bias, dtype), y, over_pixels(self.weight, dtype))
         return y.to(input.dtype)
 
     @torch.no_grad()
-    def _remember(self, var: Tensor) -> None:
+    def _update_running(self, var: Tensor) -> None:
         move_towards(self.running_var, var, self.momentum)

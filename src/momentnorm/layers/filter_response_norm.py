@@ -1,4 +1,4 @@
-"""Filter Response Normalization with its thresholded linear unit."""
+"""Filter Response Normalization: division by the root mean square, then a threshold."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from .norm_activation import NormActivation2d, over_pixels
 
 
 class FilterResponseNorm2d(NormActivation2d):
-    r"""Filter Response Normalization with its thresholded linear unit.
+    r"""Filter Response Normalization, with the thresholded linear unit that follows it.
 
     .. math:: y = \max\left(\frac{x}{\sqrt{E[x^2] + |\epsilon|}} \cdot \gamma + \beta, \ \tau
         \right)
 
-    where the mean is that of each plane (Singh and Krishnan, *Filter Response Normalization Layer:
+    The mean is that of each plane (Singh and Krishnan, *Filter Response Normalization Layer:
     Eliminating Batch Dependence in the Training of Deep Neural Networks*, arXiv 1911.09737). The
-    threshold tau takes the place of the activation that would follow. It is the policy (0, Var +
-    E^2), whose terms are both positive.
+    threshold tau takes the place of an activation. As a policy the layer returns the mean 0 and the
+    variance :math:`\mathrm{Var}[x] + E[x]^2`, which is :math:`E[x^2]`.
 
     Args:
-        num_features: C. ``weight``, (C,), starts at 1; ``bias`` and ``tau`` at 0.
+        num_features: C, the number of channels. ``weight``, (C,), starts at 1, ``bias`` and ``tau``
+            at 0.
         eps: added to the mean square.
-        learnable_eps: make eps a parameter, (1,), as the authors do where planes are small (of one
-            element x / sqrt(x^2 + eps) is otherwise a sign).
-        threshold: False leaves tau out, and is the normalization alone.
+        learnable_eps: make eps a parameter, (1,), as the authors do for small planes. With a tiny
+            eps a plane of one element would become the sign of that element.
+        threshold: whether the threshold tau follows; False is the normalization alone.
 
     Shape:
         (N, C, H, W), and the output alike, in the input's memory layout.
 
     Raises:
         ValueError: another number of dimensions.
-        RuntimeError: another number of channels, or a dtype that does not fit the parameters'.
+        RuntimeError: another number of channels; a dtype that does not fit the parameters'.
 
     >>> x = torch.tensor([[[[-1.0, 2.0], [2.0, 4.0]]]])  # E[x^2] = 6.25
     >>> FilterResponseNorm2d(1)(x).detach()
@@ -61,7 +62,7 @@ class FilterResponseNorm2d(NormActivation2d):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        learned_eps = getattr(self, "learned_eps", None)  # none yet in the constructor
+        learned_eps = getattr(self, "learned_eps", None)  # the base calls this before it exists
         if learned_eps is not None:
             nn.init.constant_(learned_eps, self.eps)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from .. import functional
-from ..core.tail import Activation
 from .drop_in import DropIn, constructor_of
 
 
@@ -15,15 +16,14 @@ class GroupNorm(DropIn, nn.GroupNorm):
     .. math:: y = \phi\left(\frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma
         + \beta + r\right)
 
-    with mean and biased variance over the elements of each group of neighbouring channels of each
-    sample, in training and in evaluation alike (Wu and He, *Group Normalization*, arXiv
-    1803.08494). As many groups as channels are Instance Normalization. One group is Layer
-    Normalization over (C, \*S), but for the weight and bias, which are per channel here. The
-    activation :math:`\phi` and the residual r are off by default, and computed in the same pass
-    where given.
+    Mean and biased variance are taken over the elements of one group of neighbouring channels of
+    one sample, in training and in evaluation (Wu and He, *Group Normalization*, arXiv 1803.08494).
+    As many groups as channels are Instance Normalization. One group is Layer Normalization over
+    (C, \*S), with a weight and a bias per channel. The activation :math:`\phi` and the residual r
+    are off by default. They are computed in the same pass over memory as the normalization.
 
     Args:
-        num_groups: into how many groups the channels are divided.
+        num_groups: number of groups, a divisor of ``num_channels``.
         num_channels: C, the number of channels.
         eps: added to the variance.
         affine: learn a weight (gamma, starts at 1) and a bias (beta, starts at 0) per channel.
@@ -34,17 +34,16 @@ class GroupNorm(DropIn, nn.GroupNorm):
             ``("leaky_relu", 0.2)`` for another slope than 0.01.
         inplace: write the output over the input; an error where autograd would record the call.
 
-    Besides the input, a call takes ``residual``, ``mask``, ``lengths`` and ``out``, as
-    :func:`momentnorm.functional.group_norm` does, and an
-    ``activation`` in place of the layer's own.
+    A call also takes ``residual``, ``mask``, ``lengths`` and ``out``, as
+    :func:`momentnorm.functional.group_norm` does, and an ``activation`` in place of the layer's.
 
     Shape:
         (N, C) or (N, C, \*S), and the output alike, in the input's memory layout. ``residual`` and
         ``out`` have the shape of the input. There is no unbatched input: (C, L) is read as (N, C).
 
     Raises:
-        ValueError: ``num_channels`` that ``num_groups`` does not divide; groups of one value, in
-            one sample; an unknown activation.
+        ValueError: a ``num_groups`` that does not divide ``num_channels``; groups of one value, if
+            there is one sample; an unknown activation.
         RuntimeError: another number of channels, with ``affine``; ``inplace`` or ``out`` where
             autograd would have to record the call.
 
@@ -55,25 +54,7 @@ class GroupNorm(DropIn, nn.GroupNorm):
 
     __init__ = constructor_of(nn.GroupNorm)
 
-    def _normalize(
-        self,
-        input: Tensor,
-        activation: Activation,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        lengths: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor:
+    def _normalize(self, input: Tensor, options: dict[str, Any]) -> Tensor:
         return functional.group_norm(
-            input,
-            self.num_groups,
-            self.weight,
-            self.bias,
-            self.eps,
-            activation=activation,
-            residual=residual,
-            mask=mask,
-            lengths=lengths,
-            inplace=self.inplace,
-            out=out,
+            input, self.num_groups, self.weight, self.bias, self.eps, **options
         )

@@ -1,4 +1,4 @@
-"""IBN: instance normalization of the first channels, batch normalization of the others."""
+"""IBN: instance normalization of some channels, batch normalization of the others."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from .instance_norm import InstanceNorm2d
 
 
 class IBN(Layer):
-    """Instance normalization of the first channels, batch normalization of the others.
+    """IBN: instance normalization of the first channels, batch normalization of the others.
 
-    Of C channels the first ``int(C * ratio)`` go through an affine InstanceNorm2d, ``IN``, and the
-    rest through a BatchNorm2d, ``BN`` (Pan, Luo, Shi and Tang, *Two at Once: Enhancing Learning and
-    Generalization Capacities via IBN-Net*, arXiv 1807.09441). The names are those of the authors'
+    The first ``int(C * ratio)`` channels go through an affine InstanceNorm2d, ``IN``. The others go
+    through a BatchNorm2d, ``BN`` (Pan, Luo, Shi and Tang, *Two at Once: Enhancing Learning and
+    Generalization Capacities via IBN-Net*, arXiv 1807.09441). Both names are those of the authors'
     checkpoints.
 
     Args:
         num_features: C, the number of channels.
-        ratio: the share of the channels that is instance normalized.
+        ratio: share of the channels that get instance normalization.
 
     Shape:
         (N, C, H, W), and the output alike, in the input's memory layout.
 
     Raises:
-        ValueError: ``ratio`` leaves one of the two without channels, when constructed; one pixel a
-            plane, in training or evaluation.
+        ValueError: a ``ratio`` that leaves one of the two norms without channels; an input with
+            planes of one pixel.
         RuntimeError: another number of channels.
 
     >>> IBN(4)(torch.randn(2, 4, 8, 8)).shape
@@ -54,7 +54,7 @@ class IBN(Layer):
         self.BN = BatchNorm2d(num_features - first, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        # Copies, in the input's own layout: half of the channels are not together in memory.
+        # Copies, since some channels of a channels_last input do not lie together in memory.
         sizes = [self.instance_channels, self.num_features - self.instance_channels]
         first, rest = (part.clone() for part in torch.split(input, sizes, 1))
         return torch.cat((self.IN(first), self.BN(rest)), 1)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm as TorchInstanceNorm
 
 from .. import functional
-from ..core.tail import Activation
 from .drop_in import DropIn, LazyDropIn, constructor_of
 
 
 class _InstanceNorm(DropIn, TorchInstanceNorm):
-    #: Whether the output keeps the memory layout of the input; False for contiguous outputs as
-    #: torch's. The other norms of torch keep the layout too.
+    #: Whether the output keeps the memory layout of the input. torch's InstanceNorm returns
+    #: contiguous outputs, and so does this layer with False.
     keep_layout: bool = True
 
-    #: torch's forward. It checks the input, then calls one of the two methods below.
+    #: torch's forward, which checks the input and calls one of the next two methods. They return
+    #: a batched input in place of torch's result.
     _batched = TorchInstanceNorm.forward
 
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
@@ -24,23 +26,14 @@ class _InstanceNorm(DropIn, TorchInstanceNorm):
     def _handle_no_batch_input(self, input: Tensor) -> Tensor:
         return input.unsqueeze(0)
 
-    def _normalize(
-        self,
-        input: Tensor,
-        activation: Activation,
-        residual: Tensor | None,
-        mask: Tensor | None,
-        lengths: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor:
+    def _normalize(self, input: Tensor, options: dict[str, Any]) -> Tensor:
         x = self._batched(input)
+        out = options["out"]
         unbatched = x.dim() != input.dim()
-        target = out
         if unbatched:
-            residual, mask, lengths, target = (
-                None if operand is None else operand.unsqueeze(0)
-                for operand in (residual, mask, lengths, out)
-            )
+            for name in ("residual", "mask", "lengths", "out"):
+                if options[name] is not None:
+                    options[name] = options[name].unsqueeze(0)
         y = functional.instance_norm(
             x,
             self.running_mean,
@@ -50,12 +43,7 @@ class _InstanceNorm(DropIn, TorchInstanceNorm):
             self.training or not self.track_running_stats,
             0.0 if self.momentum is None else self.momentum,
             self.eps,
-            activation=activation,
-            residual=residual,
-            mask=mask,
-            lengths=lengths,
-            inplace=self.inplace,
-            out=target,
+            **options,
         )
         if not self.keep_layout and out is None and not self.inplace:
             y = y.contiguous()
@@ -89,16 +77,15 @@ class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     .. math:: y = \phi\left(\frac{x - E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma
         + \beta + r\right)
 
-    with mean and biased variance over the pixels of each channel of each image, in training and in
-    evaluation alike (Ulyanov, Vedaldi and Lempitsky, *Instance Normalization: The Missing
-    Ingredient for Fast Stylization*, arXiv 1607.08022). The activation :math:`\phi` and the
-    residual r are off by default, and computed in the same pass where given.
+    Mean and biased variance are taken over the pixels of one channel of one image, in training and
+    in evaluation (Ulyanov, Vedaldi and Lempitsky, *Instance Normalization: The Missing Ingredient
+    for Fast Stylization*, arXiv 1607.08022). The activation :math:`\phi` and the residual r are off
+    by default. They are computed in the same pass over memory as the normalization.
 
     Args:
         num_features: C, the number of channels.
         eps: added to the variance.
-        momentum: the share that a batch has in the running statistics; None means 0 here, as in
-            torch.
+        momentum: share of a batch in the running statistics; None means 0, as in torch.
         affine: learn a weight (gamma, starts at 1) and a bias (beta, starts at 0) per channel.
         track_running_stats: keep running statistics in training, and normalize with them in
             evaluation.
@@ -109,9 +96,8 @@ class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
             ``("leaky_relu", 0.2)`` for another slope than 0.01.
         inplace: write the output over the input; an error where autograd would record the call.
 
-    Besides the input, a call takes ``residual``, ``mask``, ``lengths`` and ``out``, as
-    :func:`momentnorm.functional.instance_norm` does, and an
-    ``activation`` in place of the layer's own.
+    A call also takes ``residual``, ``mask``, ``lengths`` and ``out``, as
+    :func:`momentnorm.functional.instance_norm` does, and an ``activation`` in place of the layer's.
 
     Shape:
         (N, C, H, W) or (C, H, W), and the output alike, in the input's memory layout. ``residual``
@@ -119,9 +105,9 @@ class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
         (N, 2) or (2,).
 
     Raises:
-        ValueError: one pixel a plane, where statistics of the input are wanted; a number of
-            channels other than ``num_features``, with ``affine``; another number of dimensions; an
-            unknown activation.
+        ValueError: planes of one pixel, if statistics of the input are used; a number of channels
+            other than ``num_features``, with ``affine``; another number of dimensions; an unknown
+            activation.
         RuntimeError: ``inplace`` or ``out`` where autograd would have to record the call.
 
     >>> layer = InstanceNorm2d(3, affine=True)

@@ -1,4 +1,4 @@
-"""Base of the layers that are a norm and an activation in one."""
+"""Base of the layers that are a norm and an activation together."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from .base import Layer
+from .inputs import check_dimensions
 
 
 class NormActivation2d(Layer):
-    """Parameters and checks of a norm that is an activation too."""
+    """Parameters and checks of a layer that is a norm and an activation together."""
 
     #: Names of the parameters, (C,), and their initial values.
     _starts: dict[str, float]
@@ -39,18 +40,14 @@ class NormActivation2d(Layer):
         return f"{self.num_features}, eps={self.eps}"
 
     def _check(self, input: Tensor) -> None:
-        if input.dim() != 4:
-            raise ValueError(
-                f"expected 4D input (got {input.dim()}D input): {type(self).__name__} takes "
-                "(N, C, H, W)"
-            )
+        check_dimensions(self, input)
         if input.shape[1] != self.num_features:
             raise RuntimeError(
                 f"{type(self).__name__}({self.num_features}) takes {self.num_features} channels, "
-                f"not the {input.shape[1]} of {tuple(input.shape)}"
+                f"got {input.shape[1]} in an input of shape {tuple(input.shape)}"
             )
 
 
 def over_pixels(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """(C,) or (N, C) -> broadcastable over (N, C, H, W), in the dtype of the arithmetic."""
+    """(C,) or (N, C) -> (C, 1, 1) or (N, C, 1, 1), to broadcast over (N, C, H, W)."""
     return values.to(dtype)[..., None, None]

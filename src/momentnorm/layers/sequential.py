@@ -1,4 +1,4 @@
-"""Sequential that computes a norm and the activation behind it in one pass."""
+"""Sequential: torch's container, with norm and activation in one pass over memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .drop_in import DropIn
 
 __all__ = ["Sequential"]
 
-#: Activations that a norm can do, with their names in its ``activation=``.
+#: Activations that a norm can compute, with their names in its ``activation=``.
 _ACTIVATIONS: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",
     nn.LeakyReLU: "leaky_relu",
@@ -26,15 +26,14 @@ _ACTIVATIONS: dict[type[nn.Module], str] = {
 
 
 class Sequential(Layer, nn.Sequential):
-    """:class:`torch.nn.Sequential` that computes a norm and the activation behind it in one pass.
+    """:class:`torch.nn.Sequential` that computes a norm and the activation after it in one pass.
 
     A pair is an InstanceNorm, BatchNorm or GroupNorm of this library without an activation of its
-    own, followed by ReLU, LeakyReLU, SiLU, exact GELU, Tanh or Sigmoid. The modules themselves do
-    not change, and each computes the usual result when it is called alone: only the forward of the
-    sequence joins them. So taking the norm's output from ``model[1]``, sharing an activation,
-    converting the norm to SyncBatchNorm and replacing a module work as with torch's class. A pair
-    with a hook on one of its two modules is called one by one, since the hook would see the
-    difference.
+    own, followed by ReLU, LeakyReLU, SiLU, exact GELU, Tanh or Sigmoid. The modules do not change.
+    Only the forward of the sequence joins them, and each gives its usual result when it is called
+    alone. So taking the norm's output from ``model[1]``, sharing an activation, converting the norm
+    to SyncBatchNorm and replacing a module work as with torch's class. If one module of a pair has
+    a hook, the two are called one after the other, since the hook would see the difference.
 
     >>> from momentnorm import InstanceNorm2d
     >>> model = Sequential(nn.Conv2d(3, 8, 3), InstanceNorm2d(8), nn.ReLU())
@@ -61,7 +60,7 @@ def _run(modules: list[nn.Module], input: Any) -> Any:
 
 
 def takes(norm: nn.Module, follower: nn.Module) -> bool:
-    """Whether ``norm`` can do the activation ``follower`` too, without a visible difference."""
+    """Whether ``norm`` can compute the activation ``follower`` without a visible difference."""
     return (
         is_activation(follower)
         and isinstance(norm, DropIn)
@@ -72,7 +71,7 @@ def takes(norm: nn.Module, follower: nn.Module) -> bool:
 
 
 def is_activation(follower: nn.Module) -> bool:
-    """Whether a norm can do this activation without a visible difference."""
+    """Whether a norm can compute this activation without a visible difference."""
     return (
         type(follower) in _ACTIVATIONS
         and getattr(follower, "approximate", "none") == "none"  # of GELU
@@ -81,7 +80,7 @@ def is_activation(follower: nn.Module) -> bool:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether something besides its own forward runs when the module is called."""
+    """Whether a call of the module runs more than the forward of its class."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -92,6 +91,6 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 def activation_of(follower: nn.Module) -> Activation:
-    """The ``activation=`` of a norm that does this activation too."""
+    """``activation=`` of a norm that computes this activation."""
     name = _ACTIVATIONS[type(follower)]
     return (name, follower.negative_slope) if isinstance(follower, nn.LeakyReLU) else name

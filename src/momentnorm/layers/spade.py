@@ -1,4 +1,4 @@
-"""SPADE: scale and shift of each pixel, from a segmentation map."""
+"""SPADE: scale and shift of each pixel from a segmentation map."""
 
 from __future__ import annotations
 
@@ -12,32 +12,33 @@ from .instance_norm import InstanceNorm2d
 
 
 class SPADE(Layer):
-    r"""Spatially-adaptive denormalization: scale and shift of each pixel, from a segmentation map.
+    r"""SPADE, spatially-adaptive normalization: scale and shift of each pixel from a map.
 
     .. math:: y = \mathrm{norm}(x) \cdot (1 + \gamma(m)) + \beta(m)
 
-    where norm has no parameters, and gamma and beta are convolutions of a hidden layer
-    ``relu(conv(m))`` of the map m, resized to x by nearest neighbours (Park, Liu, Wang and Zhu,
-    *Semantic Image Synthesis with Spatially-Adaptive Normalization*, arXiv 1903.07291).
+    The norm has no parameters. The segmentation map m is resized to the size of x by nearest
+    neighbours, and goes through a hidden layer ``relu(conv(m))``. Gamma and beta are convolutions
+    of that layer (Park, Liu, Wang and Zhu, *Semantic Image Synthesis with Spatially-Adaptive
+    Normalization*, arXiv 1903.07291).
 
     Args:
-        num_features: C, the channels of x.
-        label_channels: the channels of the map, say one for each class.
+        num_features: C, the number of channels of x.
+        label_channels: number of channels of the map, such as one for each class.
         norm: "instance" or "batch". For synchronized statistics take "batch" and convert the
             model by :meth:`torch.nn.SyncBatchNorm.convert_sync_batchnorm`.
-        hidden_channels: of the hidden layer.
-        kernel_size: of all three convolutions, odd.
+        hidden_channels: number of channels of the hidden layer.
+        kernel_size: size of the kernels of all three convolutions, odd.
 
     The names ``param_free_norm``, ``mlp_shared``, ``mlp_gamma`` and ``mlp_beta`` are those of the
     authors' checkpoints.
 
     Shape:
-        input (N, C, H, W) and map (N, label_channels, any height, any width), in floating point;
-        the output is like the input.
+        input (N, C, H, W) and map (N, label_channels, any height, any width), in floating point.
+        The output has the shape of the input.
 
     Raises:
-        ValueError: an unknown norm; an even kernel; an input or a map of another rank; a map of
-            integers.
+        ValueError: an unknown norm; an even kernel size; an input or a map with another number of
+            dimensions; a map of integers.
 
     >>> SPADE(4, label_channels=3)(torch.randn(2, 4, 8, 8), torch.randn(2, 3, 16, 16)).shape
     torch.Size([2, 4, 8, 8])
@@ -55,7 +56,9 @@ class SPADE(Layer):
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size={kernel_size} is even: an odd one keeps the size")
+            raise ValueError(
+                f"kernel_size={kernel_size} is even: pass an odd one, which keeps height and width"
+            )
         norms = {"instance": InstanceNorm2d, "batch": BatchNorm2d}
         if norm not in norms:
             raise ValueError(f"norm must be 'instance' or 'batch', not {norm!r}")

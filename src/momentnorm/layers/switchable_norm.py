@@ -7,31 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.grid import move_towards, unbiased
+from ..core.grid import unbiased
 from ..core.pool import BATCH, Pool
 from ..functional.pooled import pooled_norm_and_moments
 from .base import Layer
-from .running import running_moments
+from .inputs import NO_UNBIASED_VARIANCE, check_dimensions, check_plane_size
+from .running import running_moments, update_running_moments
 
 _LAYER = Pool(samples=1, channels=None)
 
-
-#: By the number of spatial dimensions.
-_SHAPES = ("(N, C)", "(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
+#: Forms of the input, by the number of spatial dimensions.
+_FORMS = ("(N, C)", "(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)")
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """A policy: the moments of plane, sample and batch, in proportions that are learned.
+    """Policy: a mixture of the moments of plane, sample and batch in learned proportions.
 
-    Vectors (N, C) are planes of one element. Such a plane has no variance, so it takes no part.
+    Vectors (N, C) are planes of one element. Such a plane has no variance, so the mixture is of
+    sample and batch.
 
     Args:
-        size: the number of elements of a plane.
-        mean_weight, var_weight: one number each for plane (but of vectors), sample and batch (but
-            without ``using_bn``); the proportions are their softmax.
-        using_bn: whether the batch takes part.
-        running: the batch's moments, (C,), where they are not those of the input.
+        size: number of elements of a plane.
+        mean_weight, var_weight: one number for each kind of moments, in the order plane, sample,
+            batch. The proportions are their softmax.
+        using_bn: whether the moments of the batch are part of the mixture.
+        running: moments, (C,), in place of those of the batch; None for those of the batch.
     """
 
     size: int
@@ -45,7 +46,7 @@ class Mixture:
         return _mix(self.mean_weight, means), _mix(self.var_weight, variances)
 
     def kinds(self, mean: Tensor, var: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """What is mixed: the moments of plane, sample and batch, each broadcastable to (N, C)."""
+        """Moments of plane, sample and batch, each broadcastable to (N, C), before the mixture."""
         planes = mean, unbiased(var, self.size)
         found = [planes] if self.size != 1 else []
         found.append(self._merged(_LAYER, *planes))
@@ -54,12 +55,15 @@ class Mixture:
         return found
 
     def of_batch(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """(C,), from the moments of the planes."""
+        """Mean and unbiased variance of the batch, (C,), from the moments of the planes."""
         mean, var = self._merged(BATCH, mean, unbiased(var, self.size))
         return mean[0], var[0]
 
     def _merged(self, pool: Pool, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 1) or (1, C): the variance of numbers is unbiased as that of planes is."""
+        """Moments of each sample, (N, 1), or of each channel, (1, C), from those of planes.
+
+        For planes of one element the pooled variance is made unbiased.
+        """
         grid = mean.shape
         mean, var = pool.merge(mean, var)
         if self.size == 1:
@@ -68,7 +72,7 @@ class Mixture:
 
 
 def _mix(weight: Tensor, values: tuple[Tensor, ...]) -> Tensor:
-    """The sum of the values in these proportions, (N, C)."""
+    """Sum of the values, weighted with the softmax of ``weight``, (N, C)."""
     shares = weight.to(values[0].dtype).softmax(0).unbind()
     mixed = shares[0] * values[0]
     for share, value in zip(shares[1:], values[1:], strict=True):
@@ -77,6 +81,8 @@ def _mix(weight: Tensor, values: tuple[Tensor, ...]) -> Tensor:
 
 
 class SwitchableNorm(Layer):
+    """Base of the three layers of Switchable Normalization."""
+
     running_mean: Tensor | None
     running_var: Tensor | None
     _spatial_dimensions: int
@@ -118,7 +124,7 @@ class SwitchableNorm(Layer):
         return kinds if self.using_bn else kinds[:-1]
 
     def reset_parameters(self) -> None:
-        """Equal proportions, a weight of 1 (0 with ``last_gamma``), no bias, no history."""
+        """Reset to equal proportions, weight 1 (0 with ``last_gamma``), bias 0 and buffers of 0."""
         nn.init.constant_(self.weight, 0.0 if self.last_gamma else 1.0)
         nn.init.zeros_(self.bias)
         nn.init.ones_(self.mean_weight)
@@ -127,10 +133,10 @@ class SwitchableNorm(Layer):
             buffer.zero_()
 
     def mixture(self) -> dict[str, dict[str, float]]:
-        """How much of each kind of statistics the layer uses: ``{"mean": {...}, "var": {...}}``.
+        """Proportions of the mixture: ``{"mean": {...}, "var": {...}}``.
 
-        Each of the two says the shares of "in" (the plane's own), "ln" (the sample's) and "bn" (the
-        batch's), which sum to 1. A kind that the layer does not have is missing.
+        Each of the two dictionaries has the shares of "in" (plane), "ln" (sample) and "bn" (batch),
+        which sum to 1. Kinds that the layer does not use are missing.
         """
         return {
             name: dict(zip(self._kinds(), weight.double().softmax(0).tolist(), strict=True))
@@ -156,60 +162,49 @@ class SwitchableNorm(Layer):
             x, self.weight.flatten(), self.bias.flatten(), pool, self.eps
         )
         if self.training and self.using_bn and x.numel():
-            self._remember(*pool.of_batch(mean, var))
+            self._update_running(*pool.of_batch(mean, var))
         return y if x is input else y.squeeze(2)
 
     def _checked(self, input: Tensor) -> Tensor:
         """The input as a feature map (N, C, \\*S)."""
-        expected = 2 + self._spatial_dimensions
-        if input.dim() != expected:
-            raise ValueError(
-                f"expected {expected}D input (got {input.dim()}D input): {type(self).__name__} "
-                f"takes {_SHAPES[self._spatial_dimensions]}"
-            )
+        check_dimensions(self, input, _FORMS[self._spatial_dimensions])
         if self._spatial_dimensions:
-            if input.shape[2:].numel() == 1:
-                raise ValueError(
-                    f"expected more than 1 spatial element, got input size {tuple(input.shape)}: "
-                    "the variance of a plane is the unbiased one here, which one element does not "
-                    "have; use a larger input"
-                )
+            check_plane_size(input, NO_UNBIASED_VARIANCE)
             return input
         if input.shape[1] == 1:
             raise ValueError(
-                f"expected more than 1 channel, got input size {tuple(input.shape)}: the variance "
-                "of a sample is the unbiased one here, which one value does not have"
+                f"expected more than 1 channel, got input size {tuple(input.shape)}: "
+                f"{NO_UNBIASED_VARIANCE}; use more channels"
             )
         if self.training and input.shape[0] == 1:
             raise ValueError(
                 f"expected more than 1 sample when training, got input size {tuple(input.shape)}: "
-                "the variance of the batch is the unbiased one here, which one value does not "
-                "have; use a larger batch, or eval()"
+                f"{NO_UNBIASED_VARIANCE}; use a larger batch, or eval()"
             )
         return input.unsqueeze(2)
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, var: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
+    def _update_running(self, mean: Tensor, var: Tensor) -> None:
         if self.using_moving_average:
-            move_towards(self.running_mean.view(-1), mean, 1 - self.momentum)
-            move_towards(self.running_var.view(-1), var, 1 - self.momentum)
+            update_running_moments(self, mean, var, 1 - self.momentum)
         else:
+            assert self.running_mean is not None
+            assert self.running_var is not None
             self.running_mean.view(-1).add_(mean)
             self.running_var.view(-1).add_(var + mean.square())
 
 
 class SwitchableNorm1d(SwitchableNorm):
-    """Switchable Normalization of vectors, (N, C): over the channels and over the batch.
+    """Switchable Normalization of vectors, (N, C).
 
-    As :class:`SwitchableNorm2d`, but for the statistics of planes, which single numbers do not
-    have: ``mean_weight`` and ``var_weight`` are of "ln" and "bn", and both variances are unbiased.
+    The equation is that of :class:`SwitchableNorm2d` without "in", since a plane of one element has
+    no variance. So ``mean_weight`` and ``var_weight`` have two numbers, for "ln" and "bn". Both
+    variances are unbiased.
 
     Args:
-        num_features: C.
+        num_features: C, the number of channels.
         eps: added to the variance.
-        momentum: the share that the running statistics keep, not that of the batch.
+        momentum: share of the old running statistics that stays, one minus torch's momentum.
         using_moving_average: as in :class:`SwitchableNorm2d`.
 
     Raises:
@@ -241,34 +236,36 @@ class SwitchableNorm2d(SwitchableNorm):
         \mu = \sum_k w_k \mu_k, \quad \sigma^2 = \sum_k w'_k \sigma_k^2, \qquad
         k \in \{\mathrm{in}, \mathrm{ln}, \mathrm{bn}\}
 
-    where w and w' are the softmax of ``mean_weight`` and ``var_weight`` (Luo, Ren, Peng, Zhang and
-    Li, *Differentiable Learning-to-Normalize via Switchable Normalization*, arXiv 1806.10779). The
-    moments "in" are those of each plane, its variance unbiased, as in the authors' code; "ln" and
-    "bn" pool them over the channels and over the batch. Gradients flow through all three. In
-    evaluation the running statistics stand for "bn".
+    The proportions w and w' are the softmax of ``mean_weight`` and ``var_weight`` (Luo, Ren, Peng,
+    Zhang and Li, *Differentiable Learning-to-Normalize via Switchable Normalization*, arXiv
+    1806.10779). The moments "in" are those of each plane, with the unbiased variance, as in the
+    authors' code. The moments "ln" and "bn" pool them over the channels and over the batch.
+    Gradients flow through all three. In evaluation the running statistics take the place of "bn".
+    :meth:`mixture` returns the proportions.
 
     Args:
         num_features: C, the number of channels.
         eps: added to the variance.
-        momentum: the share that the running statistics keep, not that of the batch: torch's
-            momentum is one minus this. Both start at 0.
-        using_moving_average: otherwise ``running_mean`` and ``running_var`` are the sums of mu and
-            of sigma^2 + mu^2 over all training batches. Evaluation takes the buffers as they are,
-            so replace both by the moments of these sums before it, as the authors' tools do:
-            ``running_mean / n`` and ``running_var / n - running_mean**2``, after n batches.
-        using_bn: otherwise the proportions are of "in" and "ln" alone, and there are no buffers.
-        last_gamma: start ``weight`` at 0, for the last layer of a residual branch.
+        momentum: share of the old running statistics that stays, one minus torch's momentum. The
+            running statistics start at 0.
+        using_moving_average: whether the buffers are moving averages. With False ``running_mean``
+            and ``running_var`` are the sums of mu and of sigma^2 + mu^2 over all training batches.
+            Evaluation uses the buffers as they are. So after n batches divide both by n, then
+            subtract ``running_mean**2`` from ``running_var``, as the authors' tools do.
+        using_bn: whether "bn" is part of the mixture. With False there are no buffers.
+        last_gamma: whether ``weight`` starts at 0, for the last layer of a residual branch.
 
     The parameters ``weight`` and ``bias``, (1, C, 1, 1), ``mean_weight`` and ``var_weight``, and
-    the buffers ``running_mean`` and ``running_var``, (1, C, 1), are those of the authors'
-    checkpoints. :meth:`mixture` tells the proportions.
+    the buffers ``running_mean`` and ``running_var``, (1, C, 1), have the names and shapes of the
+    authors' checkpoints.
 
     Shape:
         (N, C, H, W), and the output alike, in the input's memory layout.
 
     Raises:
-        ValueError: one pixel a plane, which has no unbiased variance; another number of dimensions.
-        RuntimeError: another number of channels, or a dtype that does not fit the parameters'.
+        ValueError: planes of one pixel, which have no unbiased variance; another number of
+            dimensions.
+        RuntimeError: another number of channels; a dtype that does not fit the parameters'.
 
     >>> layer = SwitchableNorm2d(3)
     >>> layer(torch.randn(2, 3, 8, 8)).shape
@@ -296,7 +293,7 @@ class SwitchableNorm2d(SwitchableNorm):
 
 
 class SwitchableNorm3d(SwitchableNorm):
-    """:class:`SwitchableNorm2d` of volumes, (N, C, D, H, W); the momentum is 0.997, as theirs.
+    """:class:`SwitchableNorm2d` for volumes, (N, C, D, H, W), with the authors' momentum of 0.997.
 
     >>> SwitchableNorm3d(2)(torch.randn(2, 2, 4, 4, 4)).shape
     torch.Size([2, 2, 4, 4, 4])

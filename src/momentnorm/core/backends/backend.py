@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """Functions of one backend, the same ones for each machine."""
+    """Functions of one backend."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class Backend(Protocol):
         gradient: Tensor,
         x: Tensor,
         mean: Tensor,  # (N, C), and so are scale and shift
-        scale: Tensor | None = None,  # of the forward; needed with an activation alone
+        scale: Tensor | None = None,  # of the forward; read only with an activation
         shift: Tensor | None = None,
         tail: Tail = PLAIN,
     ) -> tuple[Tensor, Tensor]:
@@ -115,7 +115,7 @@ class Backend(Protocol):
         mean: Tensor,  # (N / samples, C / channels), and so is var
         var: Tensor,
         weight: Tensor | None,  # (C,)
-        bias: Tensor | None,  # (C,), read with an activation alone
+        bias: Tensor | None,  # (C,); read only with an activation
         eps: float,
         pool: Pool = INSTANCE,
         tail: Tail = PLAIN,

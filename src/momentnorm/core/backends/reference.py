@@ -1,8 +1,8 @@
 """Reference backend: eager PyTorch, for any device, dtype, layout and rank.
 
-This backend is the specification. Each step is its formula in float64, made of differentiable
+This backend is the specification. Each step is a formula in float64, made of differentiable
 operators, so autograd through it specifies every gradient. The other backends are tested against
-it, and calls that they do not take come here.
+it. It takes the calls that they refuse.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ name = "reference"
 
 
 def refuses(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> str | None:
-    """None: the reference takes every call."""
+    """None, since the reference takes every call."""
     return None
 
 
