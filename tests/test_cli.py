@@ -118,7 +118,8 @@ def test_closed_streams_take_everything(line, code, tmp_path):
 def test_a_full_disk_is_one_line(line, unbuffered):
     result = shell(f"{line} >/dev/full", PYTHONUNBUFFERED=unbuffered)
     assert result.returncode == 2
-    assert result.stderr == ("momentnorm: the output cannot be written (No space left on device)\n")
+    error = "momentnorm: error: the output cannot be written (No space left on device)"
+    assert result.stderr == f"{error}; free space\n"
 
 
 def test_letters_that_the_terminal_lacks():
