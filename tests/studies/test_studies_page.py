@@ -81,7 +81,7 @@ AGAINST = {
 
 
 @pytest.mark.parametrize(
-    ("planted", "verdict"), [(AS_CLAIMED, "reproduces"), (AGAINST, "does not at this scale")]
+    ("planted", "verdict"), [(AS_CLAIMED, "reproduced"), (AGAINST, "not reproduced at this scale")]
 )
 def test_batch_size_both_ways(planted, verdict):
     found = verdicts("batch-size", batch_size_rows(planted))
@@ -104,7 +104,7 @@ def test_depth_both_ways(holds):
     ]
     found = verdicts("depth", rows)
     assert len(found) == 7
-    assert set(found.values()) == {"reproduces" if holds else "does not at this scale"}
+    assert set(found.values()) == {"reproduced" if holds else "not reproduced at this scale"}
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -121,7 +121,7 @@ def test_stylization_both_ways(holds):
         rows += rows_of({"held out 8/8": 1.0 + seen, **style, **moved}, norm=norm)
     found = verdicts("stylization", rows)
     assert len(found) == 10
-    assert set(found.values()) == {"reproduces" if holds else "does not at this scale"}
+    assert set(found.values()) == {"reproduced" if holds else "not reproduced at this scale"}
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -139,7 +139,7 @@ def test_switchable_both_ways(holds):
         rows += rows_of({"loss": 1.0, **shares}, task=task)
     found = verdicts("switchable", rows)
     assert len(found) == 10
-    assert set(found.values()) == {"reproduces" if holds else "does not at this scale"}
+    assert set(found.values()) == {"reproduced" if holds else "not reproduced at this scale"}
     # Of layers that differ, the mean.
     for row in rows:
         row["mean 2 in"] = 0.0
@@ -173,12 +173,12 @@ def test_a_seed_that_is_unfinished_is_left_out(tmp_path):
     assert "with seeds 0, 1." in text
     assert "--seeds 2" in text
     assert "With momentnorm's layers 20 trainings took 40 s of one core." in text
-    assert text.count("**reproduces**") == 6
+    assert text.count("**reproduced**") == 6
     # With one finished seed, or none, nothing is judged.
     for count in (11, 3):
         plant(tmp_path, "batch-size", rows[:count])
         text = page(tmp_path)
-        assert "**reproduces**" not in text
+        assert "**reproduced**" not in text
         assert "**not measured**" in text
 
 
@@ -198,7 +198,7 @@ def test_the_page_says_how_and_what(tmp_path):
     assert "With momentnorm's layers 30 trainings took 60 s of one core." in text
     assert "| [Batch size](#batch-size) | full | 6 | 0 | 0 |" in text
     assert "| BN | 0.606 ± 0.006 | 0.909 ± 0.009 |" in text
-    assert text.count("**reproduces**") == 6
+    assert text.count("**reproduced**") == 6
     assert "With torch's layers instead" not in text
     assert "## Depth" not in text
 
@@ -214,7 +214,7 @@ def test_the_page_compares_the_layers(tmp_path):
     text = page(tmp_path)
     assert "in 7 of the 8 cells" in text
     assert "took 72 s with torch's layers and 48 s with momentnorm's" in text
-    assert text.count("**reproduces**") == 6  # judged by our rows alone
+    assert text.count("**reproduced**") == 6  # judged by our rows alone
 
 
 def test_the_page_names_the_command_that_made_it(tmp_path):
