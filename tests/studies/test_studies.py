@@ -127,7 +127,7 @@ def test_torch_layers_learn_the_same(name, tiny, tmp_path):
     figure = "loss" if "loss" in rows[0] else study.metric
     for key, row in theirs.items():
         assert float(row[figure]) == pytest.approx(float(ours[key][figure]), rel=APART[name]), key
-    assert "With torch's layers instead: in " in page.page(tmp_path)
+    assert "computed with torch's layers too. In " in page.page(tmp_path)
 
 
 def test_the_same_seed_gives_the_same_figures(tiny, tmp_path):

@@ -179,7 +179,7 @@ def draw(results: Results, folder: Path) -> None:
 
 STUDY = Study(
     name="switchable",
-    title="Switchable Normalization's shares",
+    title="Shares of Switchable Normalization",
     question="Which statistics does Switchable Normalization learn to rely on?",
     minutes=(2, 26),
     text="""\
