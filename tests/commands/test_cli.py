@@ -1,4 +1,4 @@
-"""The command line's outer layer: which command, and what is imported for it."""
+"""Command line: choice of the command, imports, streams that are closed or full."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_closed_streams_take_everything(line, code, tmp_path):
 @full_disk
 @pytest.mark.parametrize(
     ("line", "unbuffered"),
-    # argparse itself takes no notice of an error, so that --version is refused only at the end
+    # argparse ignores errors of its output, so --version fails only when main flushes
     [("doctor", ""), ("doctor", "1"), ("--version", "")],
 )
 def test_a_full_disk_is_one_line(line, unbuffered):

@@ -20,7 +20,7 @@ def cells_of(cells, norms, settings, layers):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """The studies with tiny settings in place of the quick ones."""
+    """Studies with tiny settings in place of the quick ones."""
     for name, settings in TINY.items():
         monkeypatch.setitem(STUDIES, name, dataclasses.replace(STUDIES[name], quick=settings))
     photographs = ["skimage:chelsea", "skimage:coffee"]
@@ -68,7 +68,7 @@ def test_torch_layers_learn_the_same(name, tiny, tmp_path):
     for row in rows:
         key = tuple(row[key] for key in row if key in ("data", "norm", "batch", "depth", "seed"))
         (ours if row["layers"] == "momentnorm" else theirs)[key] = row
-        # They take turns, so that their times can be compared.
+        # Both kinds take turns cell by cell, so that their times can be compared.
         assert row["layers"] == "momentnorm" or list(ours)[-1] == key
     assert theirs
     assert set(theirs) <= set(ours)  # torch has no SN

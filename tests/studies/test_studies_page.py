@@ -1,4 +1,4 @@
-"""Verdicts and page come from the CSVs, and the page that is committed from those committed."""
+"""Page: verdicts and figures come from the CSVs; the committed page is up to date."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def plant(folder, name, rows, setting="quick"):
-    """A study's files with these rows."""
+    """Write the CSV and JSON of a study with these rows."""
     (folder / "studies").mkdir(exist_ok=True)
     known = {
         "setting": setting,
@@ -36,7 +36,7 @@ def plant(folder, name, rows, setting="quick"):
 
 
 def rows_of(metrics, layers="momentnorm", seeds=3, **keys):
-    """One cell's rows: each figure moves by a hundredth of itself from seed to seed."""
+    """Rows of one cell. Each figure grows by one percent of the first from seed to seed."""
     return [
         {
             "layers": layers,
@@ -50,7 +50,7 @@ def rows_of(metrics, layers="momentnorm", seeds=3, **keys):
 
 
 def verdicts(name, rows):
-    """The verdict of each claim."""
+    """Verdict of each claim, by its text."""
     results = Results(rows)
     return {claim.text: claim.verdict(results)[0] for claim in STUDIES[name].claims(results)}
 
@@ -112,7 +112,7 @@ def test_stylization_both_ways(holds):
     changes = ("contrast 1", "contrast 0.5", "contrast 0.25", "darker", "brighter")
     rows = []
     for norm in ("none", "batch", "layer", "instance", "group", "switchable"):
-        seen = (norm != "instance") == holds  # does this norm see contrast and brightness?
+        seen = (norm != "instance") == holds  # whether contrast and brightness change its figures
         style = {
             f"style loss, {change}": 1.0 + seen * (change in ("contrast 0.25", "brighter"))
             for change in changes
@@ -140,7 +140,7 @@ def test_switchable_both_ways(holds):
     found = verdicts("switchable", rows)
     assert len(found) == 10
     assert set(found.values()) == {"reproduced" if holds else "not reproduced at this scale"}
-    # Of layers that differ, the mean.
+    # A share is the mean over layers, here of 0 and the planted value.
     for row in rows:
         row["mean 2 in"] = 0.0
     assert share(Results(rows), "digits", "mean", "in").values[0] == pytest.approx(
@@ -174,7 +174,7 @@ def test_a_seed_that_is_unfinished_is_left_out(tmp_path):
     assert "--seeds 2" in text
     assert "With momentnorm's layers 20 trainings took 40 s of one core." in text
     assert text.count("**reproduced**") == 6
-    # With one finished seed, or none, nothing is judged.
+    # Nothing is judged with one finished seed, or with none.
     for count in (11, 3):
         plant(tmp_path, "batch-size", rows[:count])
         text = page(tmp_path)
@@ -241,7 +241,7 @@ FIRST, LAST = (
     "momentnorm,digits,batch,2,0,0.6,1.0,2.0",
     "momentnorm,digits,switchable,32,2,0.918,1.02",
 )
-#: What may become of a CSV, here by replacing a part of it, and what is said of it.
+#: Damage to a CSV: a part, its replacement, and the words of the error.
 DAMAGES = {
     "cut in a row": (LAST + ",2.0\n", LAST[:28], "row 30 has 3 fields of 8"),
     "cut at a comma": (LAST + ",2.0\n", LAST + ",", "row 30: seconds cannot be ''"),

@@ -21,7 +21,7 @@ def test_a_run_that_stops_goes_on_and_computes_nothing_twice(monkeypatch, tmp_pa
     assert len(rows_of(tmp_path / "depth.csv")) == 5
     assert run(study, tmp_path, seeds=[0, 1])
     assert len(computed) == len(set(computed)) == 2 * len(study.cells(study.quick, "momentnorm"))
-    # Another seed, and other layers, are added to what is there.
+    # Cells of another seed and of other layers are added.
     before = len(computed)
     assert run(study, tmp_path, seeds=[0, 1, 2])
     assert run(study, tmp_path, seeds=[0], layers="torch")
@@ -45,7 +45,7 @@ def test_a_run_that_is_killed_keeps_what_is_finished(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked on Windows")
 def test_two_runs_into_one_folder_lose_no_rows(monkeypatch, tmp_path):
-    """The second is refused while the first runs; another study and another folder are not."""
+    """A second run is refused while one runs. Other studies and other folders are not."""
     study, computed = counted(monkeypatch, STUDIES["depth"])
     other, _ = counted(monkeypatch, STUDIES["batch-size"])
     met = []
