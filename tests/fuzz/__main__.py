@@ -18,7 +18,9 @@ FOLDER = Path("build/fuzz")
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
-    parser.add_argument("--seconds", type=float, default=60, metavar="N", help="total time; default 60")
+    parser.add_argument(
+        "--seconds", type=float, default=60, metavar="N", help="total time; default 60"
+    )
     parser.add_argument(
         "--seed", type=int, default=time.time_ns() % 2**32, metavar="N", help="default: the time"
     )
