@@ -83,6 +83,7 @@ def test_a_missing_extra_is_one_line(missing):
     result = python("-c", code)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("momentnorm stylize: error: ")
     assert "pip install 'momentnorm[stylize]'" in result.stderr
 
 

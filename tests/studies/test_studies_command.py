@@ -76,4 +76,8 @@ def test_a_folder_that_cannot_be_made(tmp_path, capsys):
 
 def test_list(capsys):
     assert command.main(["--list"]) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(STUDIES)
+    lines = capsys.readouterr().out.splitlines()
+    for line, study in zip(lines, STUDIES.values(), strict=True):
+        assert line.split()[0] == study.name
+        assert study.question in line
+        assert f"full: {study.minutes[1]} min" in line

@@ -14,7 +14,7 @@ from PIL import Image
 
 from .measure import MEASURES, Activations, Course
 
-#: Colour, marker and line style of each norm. Any one of the three tells the norms apart.
+#: Colour, marker and line style of each norm. Colour or marker alone tells the norms apart.
 _LOOKS: dict[str, dict[str, Any]] = {
     "none": {"color": "#000000", "marker": "x", "linestyle": "-"},
     "batch": {"color": "#0072b2", "marker": "s", "linestyle": "--"},
