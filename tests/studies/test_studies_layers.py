@@ -9,7 +9,7 @@ from torch import nn
 from momentnorm import SwitchableNorm2d
 from momentnorm.studies import stylization
 from momentnorm.studies.classify import classifier
-from momentnorm.studies.layers import KINDS, norms_of
+from momentnorm.studies.layers import KINDS, norm_layer, norms_of
 from momentnorm.studies.switchable import shares
 from momentnorm.stylize import Architecture, Network
 
@@ -58,3 +58,9 @@ def test_the_network_is_built_alike_with_both_layers():
     assert isinstance(networks[0], Network)
     for a, b in zip(*(network.state_dict().values() for network in networks), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("layers", KINDS)
+def test_groups_have_eight_channels_and_layer_norm_has_one_group(layers):
+    for norm, channels, groups in (("group", 32, 4), ("group", 4, 1), ("layer", 32, 1)):
+        assert norm_layer(norm, channels, layers).num_groups == groups
