@@ -1,6 +1,6 @@
-"""Readers of files take any bytes: every input that ever failed, and some seeded damage.
+"""Fuzz targets: inputs that once failed, and files with seeded damage.
 
-``python -m tests.fuzz`` tries more, for as long as it is told to.
+``python -m tests.fuzz --seconds N`` tries more of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from fuzz.targets import CORPUS, TARGETS
 from momentnorm.stylize import Network
 
-#: How many damaged files of each kind: about a second's work.
+#: Number of damaged files for each target, about one second of work.
 CASES = {
     "style": 40,
     "checkpoint": 60,
@@ -44,7 +44,7 @@ def test_damaged_files(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_files_without_damage_are_taken(name, tmp_path):
-    """Damage starts from files that are fine, or the readers would see little of it."""
+    """Undamaged seeds are accepted. Otherwise damage would test only the first check."""
     target = TARGETS[name]
     for content in target.seeds(tmp_path):
         path = tmp_path / f"whole{target.suffix}"
@@ -53,12 +53,12 @@ def test_files_without_damage_are_taken(name, tmp_path):
 
 
 def _forbid_large_networks(monkeypatch):
-    """A file of a few kilobytes never leads to a network that is larger than that."""
+    """Fail where a small file leads to a large network in memory."""
     initialize = Network.__init__
 
     def small(self, architecture):
         initialize(self, architecture)
         memory = sum(p.nbytes for p in self.parameters() if p.device.type != "meta")
-        assert memory < 100_000, "a claim was believed"
+        assert memory < 100_000, "the network is larger than its file"
 
     monkeypatch.setattr(Network, "__init__", small)

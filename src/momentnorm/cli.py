@@ -1,4 +1,4 @@
-"""Command line: ``momentnorm COMMAND``, which imports the command that runs and no other."""
+"""Command line ``momentnorm COMMAND``. Only the module of that command is imported."""
 
 from __future__ import annotations
 
@@ -11,54 +11,57 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, NamedTuple
 
 from .support.arguments import Parser
+from .support.terminal import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 class Command(NamedTuple):
-    """A command: the module that has its ``main(argv)``, and its line in ``--help``."""
+    """Command: the package of its ``command.main(argv)``, and its line in ``--help``."""
 
     module: str
     help: str
-    extra: str = ""  # the extra that installs the packages of the module
+    extra: str = ""  # the extra that installs the packages it needs
 
 
 COMMANDS = {
     "stylize": Command("stylize", "turn photographs into paintings; train new styles", "stylize"),
     "explain": Command("explainer", "show what a layer computes, step by step, on your numbers"),
     "figure": Command("figure", "draw which elements of a feature map share their statistics"),
-    "explore": Command("explore", "write a page on which you normalize step by step"),
-    "study": Command(
-        "studies", "repeat the experiments behind claims about these norms", "studies"
+    "explore": Command(
+        "explore", "write a page that shows normalization step by step, on your numbers"
     ),
     "export-check": Command(
         "deployment",
         "compare each norm of an ONNX file with the model that it comes from",
         "export",
     ),
-    "doctor": Command("doctor", "say which backend takes which call on this machine, and why"),
+    "study": Command(
+        "studies", "repeat experiments behind common claims about these norms", "studies"
+    ),
+    "doctor": Command("doctor", "show which backend takes which call on this machine"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``momentnorm COMMAND ...``; the exit code."""
+    """Run ``momentnorm COMMAND ...``, and return the exit code."""
     _prepare_streams()
     try:
         try:
             return _run(list(sys.argv[1:] if argv is None else argv))
         finally:
-            sys.stdout.flush()  # at exit it would be too late to answer
+            sys.stdout.flush()  # an error at exit could not be answered with a line
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # the reader of a pipe has left (`| head`)
+    except BrokenPipeError:  # the reader of a pipe has ended, as in `| head`
         _drop_output()
         return 1
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         _drop_output()
-        print(f"momentnorm: the output cannot be written ({error.strerror})", file=sys.stderr)
+        say("momentnorm", f"error: the output cannot be written ({error.strerror}); free space")
         return 2
 
 
@@ -76,7 +79,7 @@ def _run(argv: Sequence[str]) -> int:
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.help, add_help=False)
     parser.parse_args(argv)
-    return 0  # pragma: no cover - parse_args has left: the command is missing or unknown
+    return 0  # pragma: no cover - parse_args exits: the command is missing or unknown
 
 
 def _run_command(name: str, argv: Sequence[str]) -> int:
@@ -88,14 +91,14 @@ def _run_command(name: str, argv: Sequence[str]) -> int:
         if not command.extra or missing in ("", __package__):
             raise
         fix = f"pip install 'momentnorm[{command.extra}]'"
-        print(f"momentnorm {name}: {error.name} is missing: {fix}", file=sys.stderr)
+        say(f"momentnorm {name}", f"error: {error.name} is missing: {fix}")
         return 2
     code: int = module.main(argv)
     return code
 
 
 def _prepare_streams() -> None:
-    """Open closed streams on nothing, and print "?" for a letter that the encoding lacks."""
+    """Replace closed streams by the null device, and unknown letters in the output by "?"."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             nowhere = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -105,5 +108,5 @@ def _prepare_streams() -> None:
 
 
 def _drop_output() -> None:
-    """Drop buffered output, about which Python would complain at exit."""
+    """Drop buffered output. Otherwise Python would print an error at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,1 +1,1 @@
-"""Damaged and hostile files for every reader of files: ``python -m tests.fuzz --seconds 600``."""
+"""Fuzzing: damaged files for every reader. Run ``python -m tests.fuzz --seconds 600``."""

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz``: try damaged files for a while; keep those that break something."""
+"""Command ``python -m tests.fuzz``: try damaged files, and keep those that break a reader."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from pathlib import Path
 
 from .targets import CORPUS, TARGETS
 
-#: A file that crashes this process stays here.
+#: Folder of the file under test, which stays there if it crashes this process.
 FOLDER = Path("build/fuzz")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=", ".join(TARGETS))
-    parser.add_argument("--seconds", type=float, default=60, metavar="N", help="in all; default 60")
+    parser.add_argument(
+        "--seconds", type=float, default=60, metavar="N", help="total time; default 60"
+    )
     parser.add_argument(
         "--seed", type=int, default=time.time_ns() % 2**32, metavar="N", help="default: the time"
     )
@@ -34,7 +36,7 @@ def main(argv=None):
 
 
 def fuzz(name, seed, seconds):
-    """Try one target for so long; the number of files that broke something."""
+    """Try one target for some seconds, and return the number of findings."""
     target, folder = TARGETS[name], FOLDER / name
     folder.mkdir(parents=True, exist_ok=True)
     cases, found = 0, set()
@@ -49,7 +51,7 @@ def fuzz(name, seed, seconds):
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             kind = (type(error).__name__, place.filename, place.lineno)
-            if kind not in found:  # one file of each kind is enough
+            if kind not in found:  # one file for each kind of error is kept
                 found.add(kind)
                 kept = _keep(name, content, target.suffix)
                 traceback.print_exc()

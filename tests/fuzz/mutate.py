@@ -1,10 +1,10 @@
-"""Seeded damage: to bytes of any kind, and to the header of a safetensors file."""
+"""Damage: seeded changes of any bytes, and of the header of a safetensors file."""
 
 from __future__ import annotations
 
 import json
 
-#: What parsers stumble over.
+#: Bytes that parsers often handle badly.
 _TOKENS = (
     *(number.to_bytes(size, "little") for number in (0, 1, 127, 128, 255) for size in (1, 2, 4, 8)),
     *(number.to_bytes(size, "big") for number in (1, 127, 128, 255) for size in (2, 4, 8)),
@@ -20,17 +20,17 @@ _WORDS = (
 
 _DTYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2", "I64", "I32", "U8", "BOOL", "C64")
 
-#: Those of the same size.
+#: Dtypes of equal size.
 _LIKE = (("F64", "I64", "C64"), ("F32", "I32"), ("F16", "BF16", "I16"))
 
 
 def damaged(content, random, others):
-    """The content with one to four changes.
+    """Content with one to four changes.
 
     Args:
-        content: the bytes of a file.
-        random: makes the choices.
-        others: files of which pieces can be taken.
+        content: bytes of a file.
+        random: generator of the choices.
+        others: contents of files from which pieces are taken.
     """
     for _ in range(random.choice((1, 1, 2, 4))):
         content = random.choice(_WAYS)(content, random, others)
@@ -38,7 +38,7 @@ def damaged(content, random, others):
 
 
 def damaged_header(content, random, others):
-    """A safetensors file with one change in its header; sizes and offsets may no longer fit."""
+    """Safetensors file with one change in its header. Sizes and offsets may no longer fit."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     metadata = header["__metadata__"]
@@ -59,14 +59,14 @@ def damaged_header(content, random, others):
     elif way == 5:
         header[random.choice(_WORDS)[:50]] = header.pop(random.choice(tensors))
     else:
-        # Another dtype of the same size: the file as a whole still fits together.
+        # Another dtype of equal size keeps the file consistent.
         entry["dtype"] = random.choice(next(like for like in _LIKE if entry["dtype"] in like))
     text = json.dumps(header).encode("utf-8", "replace")
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def _place(content, random):
-    # Formats say at their beginning what they are.
+    # Half of the places are in the first 64 bytes, where most formats have their header.
     end = len(content) if random.random() < 0.5 else min(len(content), 64)
     return random.randrange(end + 1)
 

@@ -1,4 +1,4 @@
-"""The readers of files, and what has to hold of each for any bytes whatever."""
+"""Targets: the readers of files, and the properties that hold for any bytes."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ CORPUS = Path(__file__).parents[1] / "data" / "fuzz"
 
 @dataclass(frozen=True)
 class Target:
-    """One reader.
+    """Reader of files, and its properties.
 
     Args:
-        suffix: of the file that it is given.
-        seeds: makes files that it takes; damage starts from these.
-        use: gives it a file, and asserts what has to hold of the result.
-        refuses: the errors that it may raise.
-        one_line: whether their messages are one printable line.
-        header: whether the files are safetensors, whose header is damaged by itself too.
+        suffix: suffix of its files.
+        seeds: function that makes valid files, which are then damaged.
+        use: function that reads a file, and asserts the properties of the result.
+        refuses: errors that it may raise.
+        one_line: whether the messages of these errors are one printable line.
+        header: whether the files are safetensors. Half of the damage is then in the header.
     """
 
     suffix: str
@@ -58,18 +58,18 @@ class Target:
     header: bool = False
 
     def cases(self, seed, folder):
-        """Damaged files without end, the same for the same seed."""
+        """Give damaged files without end. Equal seeds give equal files."""
         choice, seeds = random.Random(seed), self.seeds(folder)
         while True:
             way = mutate.damaged_header if self.header and choice.random() < 0.5 else mutate.damaged
             yield way(choice.choice(seeds), choice, seeds)
 
     def run(self, content, folder):
-        """Give the reader a file with this content.
+        """Read a file with this content.
 
         Raises:
-            Exception: what must not happen: an error of another kind, a message of several lines,
-                or a result that breaks a promise.
+            Exception: a finding. The reader raised an error of another kind or with several lines,
+                or its result breaks a property.
         """
         path = folder / f"case{self.suffix}"
         path.write_bytes(content)
@@ -168,7 +168,7 @@ def _images(folder):
 
 
 def _use_image(path):
-    # A picture of this size is enormous here: a claim of more has to be refused, as any is.
+    # A small limit, so that files which declare a large image are refused quickly.
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, 50_000
     try:
         errors = []
@@ -223,7 +223,7 @@ def _use_legacy(path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it tells of its changes by one
+            warnings.simplefilter("ignore")  # it warns about each change of the checkpoint
             load_legacy(model, path)
     except (ValueError, RuntimeError, OSError):
         for name, value in model.state_dict().items():
@@ -244,7 +244,7 @@ def _results(suffix):
 
 
 def _use_results(path):
-    """One of a study's two files is the damaged one; the other is whole."""
+    """Write a page from one damaged and one valid file of a study."""
     folder = path.parent / "studies"
     folder.mkdir(exist_ok=True)
     for suffix in (".csv", ".json"):

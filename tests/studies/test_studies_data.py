@@ -1,4 +1,4 @@
-"""The studies' data: the same each time, and nothing to judge by is among what is learned from."""
+"""Data: equal at each call, and test pixels are never training pixels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_the_same_each_time_and_standardized(name):
     assert once.images.std().item() == pytest.approx(1, rel=1e-4)
     for labels in (once.labels, once.test_labels):
         assert labels.unique().tolist() == list(range(once.classes))
-    # No class is so large that naming it always would look like knowledge.
+    # Classes are balanced: a constant answer is as bad as guessing.
     assert once.test_labels.bincount().max() < 1.3 * len(once.test_labels) / once.classes
 
 
@@ -48,7 +48,7 @@ def test_no_pixel_is_learned_from_and_judged_by(name):
     training, test = seen
     assert training.any()
     assert test.any()
-    # Scaling has mixed neighbours: nothing within two margins of one is in the other.
+    # Scaling mixes neighbouring pixels, so training and test pixels stay two margins apart.
     reach = 2 * data.MARGIN - 1
     near = torch.nn.functional.max_pool2d(
         training[None].float(), 2 * reach + 1, stride=1, padding=reach
@@ -62,7 +62,7 @@ def test_patches_are_where_the_photographs_are():
     assert found.classes == len(SKIMAGE_PHOTOS)
     assert found.images.shape == (len(SKIMAGE_PHOTOS) * data.TRAINING, 1, data.PATCH, data.PATCH)
     assert found.test_images.shape[0] == len(SKIMAGE_PHOTOS) * data.TEST
-    # The moon's patches are nearly flat, the gravel's are not: the labels go with the pixels.
+    # Patches of the moon vary less than patches of gravel, so labels belong to their pixels.
     names = list(SKIMAGE_PHOTOS)
     flat, rough = (found.images[found.labels == names.index(n)].var() for n in ("moon", "gravel"))
     assert flat < rough

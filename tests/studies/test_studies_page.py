@@ -1,4 +1,4 @@
-"""Verdicts and page come from the CSVs, and the page that is committed from those committed."""
+"""Page: verdicts and figures come from the CSVs; the committed page is up to date."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def plant(folder, name, rows, setting="quick"):
-    """A study's files with these rows."""
+    """Write the CSV and JSON of a study with these rows."""
     (folder / "studies").mkdir(exist_ok=True)
     known = {
         "setting": setting,
@@ -36,7 +36,7 @@ def plant(folder, name, rows, setting="quick"):
 
 
 def rows_of(metrics, layers="momentnorm", seeds=3, **keys):
-    """One cell's rows: each figure moves by a hundredth of itself from seed to seed."""
+    """Rows of one cell. Each figure grows by one percent of the first from seed to seed."""
     return [
         {
             "layers": layers,
@@ -50,7 +50,7 @@ def rows_of(metrics, layers="momentnorm", seeds=3, **keys):
 
 
 def verdicts(name, rows):
-    """The verdict of each claim."""
+    """Verdict of each claim, by its text."""
     results = Results(rows)
     return {claim.text: claim.verdict(results)[0] for claim in STUDIES[name].claims(results)}
 
@@ -81,7 +81,7 @@ AGAINST = {
 
 
 @pytest.mark.parametrize(
-    ("planted", "verdict"), [(AS_CLAIMED, "reproduces"), (AGAINST, "does not at this scale")]
+    ("planted", "verdict"), [(AS_CLAIMED, "reproduced"), (AGAINST, "not reproduced at this scale")]
 )
 def test_batch_size_both_ways(planted, verdict):
     found = verdicts("batch-size", batch_size_rows(planted))
@@ -104,7 +104,7 @@ def test_depth_both_ways(holds):
     ]
     found = verdicts("depth", rows)
     assert len(found) == 7
-    assert set(found.values()) == {"reproduces" if holds else "does not at this scale"}
+    assert set(found.values()) == {"reproduced" if holds else "not reproduced at this scale"}
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -112,7 +112,7 @@ def test_stylization_both_ways(holds):
     changes = ("contrast 1", "contrast 0.5", "contrast 0.25", "darker", "brighter")
     rows = []
     for norm in ("none", "batch", "layer", "instance", "group", "switchable"):
-        seen = (norm != "instance") == holds  # does this norm see contrast and brightness?
+        seen = (norm != "instance") == holds  # whether contrast and brightness change its figures
         style = {
             f"style loss, {change}": 1.0 + seen * (change in ("contrast 0.25", "brighter"))
             for change in changes
@@ -121,7 +121,7 @@ def test_stylization_both_ways(holds):
         rows += rows_of({"held out 8/8": 1.0 + seen, **style, **moved}, norm=norm)
     found = verdicts("stylization", rows)
     assert len(found) == 10
-    assert set(found.values()) == {"reproduces" if holds else "does not at this scale"}
+    assert set(found.values()) == {"reproduced" if holds else "not reproduced at this scale"}
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -139,8 +139,8 @@ def test_switchable_both_ways(holds):
         rows += rows_of({"loss": 1.0, **shares}, task=task)
     found = verdicts("switchable", rows)
     assert len(found) == 10
-    assert set(found.values()) == {"reproduces" if holds else "does not at this scale"}
-    # Of layers that differ, the mean.
+    assert set(found.values()) == {"reproduced" if holds else "not reproduced at this scale"}
+    # A share is the mean over layers, here of 0 and the planted value.
     for row in rows:
         row["mean 2 in"] = 0.0
     assert share(Results(rows), "digits", "mean", "in").values[0] == pytest.approx(
@@ -173,12 +173,12 @@ def test_a_seed_that_is_unfinished_is_left_out(tmp_path):
     assert "with seeds 0, 1." in text
     assert "--seeds 2" in text
     assert "With momentnorm's layers 20 trainings took 40 s of one core." in text
-    assert text.count("**reproduces**") == 6
-    # With one finished seed, or none, nothing is judged.
+    assert text.count("**reproduced**") == 6
+    # Nothing is judged with one finished seed, or with none.
     for count in (11, 3):
         plant(tmp_path, "batch-size", rows[:count])
         text = page(tmp_path)
-        assert "**reproduces**" not in text
+        assert "**reproduced**" not in text
         assert "**not measured**" in text
 
 
@@ -198,8 +198,8 @@ def test_the_page_says_how_and_what(tmp_path):
     assert "With momentnorm's layers 30 trainings took 60 s of one core." in text
     assert "| [Batch size](#batch-size) | full | 6 | 0 | 0 |" in text
     assert "| BN | 0.606 ± 0.006 | 0.909 ± 0.009 |" in text
-    assert text.count("**reproduces**") == 6
-    assert "With torch's layers instead" not in text
+    assert text.count("**reproduced**") == 6
+    assert "torch's layers" not in text
     assert "## Depth" not in text
 
 
@@ -212,9 +212,9 @@ def test_the_page_compares_the_layers(tmp_path):
             row["accuracy"] = 0.1
     plant(tmp_path, "batch-size", ours + theirs)
     text = page(tmp_path)
-    assert "in 7 of the 8 cells" in text
-    assert "took 72 s with torch's layers and 48 s with momentnorm's" in text
-    assert text.count("**reproduces**") == 6  # judged by our rows alone
+    assert "8 cells were computed with torch's layers too. In 7 of them the two means" in text
+    assert "All 8 took 72 s with torch's layers and 48 s with momentnorm's" in text
+    assert text.count("**reproduced**") == 6  # judged by our rows alone
 
 
 def test_the_page_names_the_command_that_made_it(tmp_path):
@@ -241,7 +241,7 @@ FIRST, LAST = (
     "momentnorm,digits,batch,2,0,0.6,1.0,2.0",
     "momentnorm,digits,switchable,32,2,0.918,1.02",
 )
-#: What may become of a CSV, here by replacing a part of it, and what is said of it.
+#: Damage to a CSV: a part, its replacement, and the words of the error.
 DAMAGES = {
     "cut in a row": (LAST + ",2.0\n", LAST[:28], "row 30 has 3 fields of 8"),
     "cut at a comma": (LAST + ",2.0\n", LAST + ",", "row 30: seconds cannot be ''"),

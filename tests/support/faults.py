@@ -1,4 +1,4 @@
-"""A file layer that fails at its n-th call."""
+"""Faults: system calls of the file layer that fail at the n-th call."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from momentnorm.support import files
 
 
 class Faults:
-    """Counts what ``_files`` asks of the system, and raises at one of these calls.
+    """Counter of the system calls of ``support.files``, one of which raises an error.
 
-    Opening, writing, flushing, closing and renaming count. Removing does not: without it no
-    temporary file could be taken away. Files that are only read do not count.
+    Opening, writing, flushing, closing and renaming count. Removing does not, so that temporary
+    files can be removed after the fault. Files that are only read do not count.
 
     Args:
-        at: the call that fails, from 1; with 0 none does.
-        error: makes the exception.
+        at: number of the call that fails, from 1; with 0 none fails.
+        error: function that makes the exception.
     """
 
     def __init__(self, monkeypatch, at=0, error=lambda: OSError(errno.EIO, "Input/output error")):

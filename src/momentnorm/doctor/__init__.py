@@ -1,0 +1,1 @@
+"""Doctor: the backend that takes a call on this machine, and the reason."""

@@ -1,4 +1,4 @@
-"""Doctor: the versions that are installed, and which backend takes a call and why."""
+"""Command ``momentnorm doctor``: installed versions, and the backend that takes a call."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DTYPES = {
 }
 _MEMORY_FORMATS = ("contiguous", "channels_last", "strided")
 
-#: Calls that are shown without --shape.
+#: Calls that are shown without --shape: shape, dtype, memory format.
 _USUAL_CALLS = (
     ("8,128,64,64", "float32", "contiguous"),
     ("8,128,64,64", "float64", "contiguous"),
@@ -43,7 +43,7 @@ _USUAL_CALLS = (
 
 
 def installation() -> list[str]:
-    """Versions, threads, backends and kept memory, a line each."""
+    """Lines about versions, threads, backends and kept memory."""
     kernels = cpu.unavailable() or (
         f"kernels for {cpu.instruction_set()} (this processor runs: "
         f"{', '.join(cpu.instruction_sets())}; MOMENTNORM_ISA chooses)"
@@ -55,7 +55,7 @@ def installation() -> list[str]:
         f"threads     {torch.get_num_threads()}, torch's own (torch.set_num_threads)",
         f"cpu         {kernels}",
         f"memory      {cpu.kept_memory() >> 20} MB kept for large outputs, at most "
-        f"{cpu.kept_memory_limit() >> 20} MB (MOMENTNORM_KEEP_MB sets that)",
+        f"{cpu.kept_memory_limit() >> 20} MB (MOMENTNORM_KEEP_MB sets the limit)",
         f"triton      {triton.description()}",
         "reference   eager PyTorch: takes every call that no other backend takes",
     ]
@@ -65,7 +65,7 @@ def installation() -> list[str]:
 
 
 def call(shape: str, dtype: str, memory_format: str, device: str = "cpu") -> str:
-    """One line: which backend takes ``instance_norm`` of such an input, and why.
+    """Line with the backend that takes ``instance_norm`` of such an input, and the reason.
 
     Raises:
         ValueError: the shape is not a list of sizes (N, C, *S).
@@ -78,7 +78,7 @@ def call(shape: str, dtype: str, memory_format: str, device: str = "cpu") -> str
 
 
 def _input(shape: str, dtype: str, memory_format: str, device: str) -> Tensor:
-    """An input of this kind, without values."""
+    """Uninitialized input of this shape, dtype, memory format and device."""
     try:
         sizes = [int(size) for size in shape.split(",")]
     except ValueError:
@@ -103,15 +103,18 @@ def main(argv: Sequence[str]) -> int:
 
 def _doctor(argv: Sequence[str]) -> int:
     parser = Parser(
-        prog=PROGRAM, description="Say which backend takes which call on this machine, and why."
+        prog=PROGRAM,
+        description="Show which backend takes which call on this machine, and the reason.",
     )
     parser.add_argument("--shape", metavar="N,C,...", help="ask about an input of this shape")
     parser.add_argument("--dtype", choices=_DTYPES, help="dtype of that input; default float32")
     parser.add_argument(
-        "--memory-format", choices=_MEMORY_FORMATS, help="its memory format; default contiguous"
+        "--memory-format",
+        choices=_MEMORY_FORMATS,
+        help="memory format of that input; default contiguous",
     )
     parser.add_argument(
-        "--device", metavar="NAME", help="its device, as torch names it; default cpu"
+        "--device", metavar="NAME", help="device of that input, such as cpu or cuda:1; default cpu"
     )
     given = parser.parse_args(argv)
     if given.shape is not None:
@@ -120,7 +123,7 @@ def _doctor(argv: Sequence[str]) -> int:
         if getattr(given, option) is not None:
             parser.error(f"--{option.replace('_', '-')} describes an input: give its --shape too")
     print("\n".join(installation()))
-    print("\nWhich backend takes instance_norm of (ask about another with --shape):")
+    print("\nBackend for instance_norm of these inputs (--shape asks about another):")
     for usual in _USUAL_CALLS:
         print("  " + call(*usual))
     return 0
@@ -131,6 +134,6 @@ def _one_call(given: argparse.Namespace) -> int:
     try:
         print(call(given.shape, dtype, memory_format, given.device or "cpu"))
     except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-        # torch says "not compiled with CUDA" by an AssertionError.
+        # torch raises AssertionError if it was not compiled with CUDA.
         raise UserError(str(error).splitlines()[0]) from error
     return 0

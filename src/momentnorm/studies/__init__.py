@@ -1,6 +1,6 @@
-"""``momentnorm study``: what is often said of these norms, as experiments that anyone can rerun.
+"""Studies: experiments behind common claims about these norms.
 
-Needs the extra ``pip install 'momentnorm[studies]'``; nothing else in momentnorm imports it.
+They need ``pip install 'momentnorm[studies]'``. No other part of momentnorm imports them.
 """
 
 from .catalogue import STUDIES

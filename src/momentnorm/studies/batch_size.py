@@ -1,4 +1,4 @@
-"""How the batch size matters to each norm, in classification."""
+"""Batch size: the accuracy of small classifiers with each norm, by batch size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .results import Results, Sample, Value, is_above
 from .study import Cell, Claim, Judgement, Study
 from .tables import Table, pivot
 
-#: The largest loss of accuracy that still counts as hardly any.
+#: Largest loss of accuracy that still counts as "hardly degrades".
 HARDLY = 0.02
 
 
@@ -60,45 +60,47 @@ def _claims_of(data: Value) -> list[Claim]:
     return [
         Claim(
             f"{data}: BN degrades at small batches",
-            "its accuracy at the largest batch is above that at the smallest by more than the two "
-            "spreads together",
+            "its accuracy at the largest batch is above that at the smallest by more than the sum "
+            "of the two spreads",
             functools.partial(_degrades, data=data),
         ),
         *(
             Claim(
                 f"{data}: {LABELS[norm]} hardly degrades at small batches",
-                f"the mean loses at most {HARDLY:g} from the largest batch to the smallest",
+                f"its mean accuracy falls by at most {HARDLY:g} from the largest batch to the "
+                "smallest",
                 functools.partial(_hardly, data=data, norm=norm),
             )
             for norm in ("group", "switchable")
         ),
         Claim(
             f"{data}: BN loses more at small batches than GN",
-            "from the largest batch to the smallest its accuracy falls further than GN's, seed by "
-            "seed, by more than the two spreads together",
+            "from the largest batch to the smallest its accuracy falls further than GN's, by more "
+            "than the sum of the two spreads; both falls are taken seed by seed",
             functools.partial(_falls_further, data=data),
         ),
         Claim(
             f"{data}: at the smallest batch GN is better than BN",
-            "its accuracy is above BN's by more than the two spreads together",
+            "its accuracy is above BN's by more than the sum of the two spreads",
             functools.partial(_group_above_batch, data=data),
         ),
         Claim(
             f"{data}: IN is the worst for classification",
             "at the largest batch the accuracy of every other norm is above IN's by more than the "
-            "two spreads together",
+            "sum of the two spreads",
             functools.partial(_instance_worst, data=data),
         ),
     ]
 
 
 def _ends(results: Results) -> tuple[int, int]:
+    """Smallest and largest batch."""
     batches = [int(batch) for batch in results.distinct("batch")]
     return min(batches), max(batches)
 
 
 def _at_ends(results: Results, data: Value, norm: str) -> tuple[Sample, Sample]:
-    """The accuracy at the smallest batch and at the largest."""
+    """Accuracy at the smallest batch and at the largest."""
     small, large = (
         results.sample("accuracy", data=data, norm=norm, batch=batch) for batch in _ends(results)
     )
@@ -125,8 +127,8 @@ def _falls_further(results: Results, data: Value) -> Judgement:
     for norm in ("batch", "group"):
         small, large = _at_ends(results, data, norm)
         falls.append(large - small)
-    of_batch, of_group = falls
-    return Judgement(is_above(of_batch, of_group), f"BN falls by {of_batch}; GN by {of_group}")
+    batch, group = falls
+    return Judgement(is_above(batch, group), f"BN falls by {batch}; GN by {group}")
 
 
 def _group_above_batch(results: Results, data: Value) -> Judgement:
@@ -152,7 +154,7 @@ def _instance_worst(results: Results, data: Value) -> Judgement:
 
 def tables(results: Results) -> Sequence[Table]:
     return [
-        pivot(f"Accuracy on {data}, held out", results.where(data=data), "accuracy", "batch")
+        pivot(f"Accuracy on held-out {data}", results.where(data=data), "accuracy", "batch")
         for data in results.distinct("data")
     ]
 
@@ -162,22 +164,26 @@ def draw(results: Results, folder: Path) -> None:
     with plots.figure(folder / f"{STUDY.name}.svg", columns=len(names)) as axes:
         for panel, data in zip(axes, names, strict=True):
             plots.lines(panel, results.where(data=data), "accuracy", along="batch")
-            panel.set(title=data, xlabel="batch size", ylabel="accuracy, held out")
+            panel.set(title=data, xlabel="batch size", ylabel="held-out accuracy")
 
 
 STUDY = Study(
     name="batch-size",
     title="Batch size",
+    question="Which norms lose accuracy when the batch is small?",
+    minutes=(6, 54),
     text="""\
-Batch Normalization estimates its statistics from the batch; the fewer samples, the worse the
-estimate, and the further training is from evaluation. Group Normalization was proposed for that
-([Wu and He 2018](https://arxiv.org/abs/1803.08494)), and Switchable Normalization says that it
-learns to avoid it ([Luo et al. 2018](https://arxiv.org/abs/1806.10779)). Instance Normalization
-takes away what tells images apart, contrast for one. A network of three convolutions learns two
-tasks: scikit-learn's handwritten digits (the last third held out), and which of scikit-image's
-photographs a grey patch of 16x16 pixels comes from (every fourth 32-pixel square of each photograph
-held out). The learning rate goes with the batch size; the number of epochs is the same, so small
-batches take more steps.""",
+Batch Normalization estimates its statistics from the batch. With fewer samples the estimate is
+worse, and training differs more from evaluation. Group Normalization was proposed to avoid this
+([Wu and He 2018](https://arxiv.org/abs/1803.08494)). The authors of Switchable Normalization report
+that it learns to avoid it ([Luo et al. 2018](https://arxiv.org/abs/1806.10779)). Instance
+Normalization removes differences between images, such as contrast, which classification may need.
+
+A network of three convolutions learns two tasks. The first is scikit-learn's handwritten digits;
+the last third is held out. The second is to say from which of scikit-image's photographs a grey
+patch of 16x16 pixels was taken; every fourth 32-pixel square of each photograph is held out. The
+learning rate is proportional to the batch size. The number of epochs is fixed, so small batches
+take more steps.""",
     quick=Settings(batches=(2, 8, 32), epochs=3),
     full=Settings(),
     kinds=tuple(KINDS),

@@ -1,4 +1,4 @@
-"""The studies by name."""
+"""Catalogue: the studies by name."""
 
 from __future__ import annotations
 

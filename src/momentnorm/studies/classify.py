@@ -1,4 +1,4 @@
-"""Small classifiers, and their training."""
+"""Classifiers: small convolutional networks, and their training."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .layers import norm_layer
 def classifier(
     widths: Sequence[int], strides: Sequence[int], classes: int, norm: str, layers: str
 ) -> nn.Sequential:
-    """3x3 convolutions of these widths, each with norm and ReLU; global mean; a linear layer."""
+    """Network of 3x3 convolutions with norm and ReLU, a global mean and a linear layer."""
     parts: list[nn.Module] = []
     inputs = 1
     for outputs, stride in zip(widths, strides, strict=True):
-        # A norm takes the mean away, and with it any bias before it.
+        # A norm subtracts the mean, so a bias before it would have no effect.
         parts += [
             nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=norm == "none"),
             norm_layer(norm, outputs, layers),
@@ -32,21 +32,21 @@ def classifier(
 
 
 class Trained(NamedTuple):
-    """How a training ended."""
+    """Figures at the end of a training."""
 
-    loss: float  # over the last epoch
-    accuracy: float  # on images held out
+    loss: float  # mean of the last epoch
+    accuracy: float  # on held-out images
 
 
 def train(
     model: nn.Module, data: Data, *, batch: int, epochs: int, lr: float, seed: int
 ) -> Trained:
-    """SGD with momentum 0.9, and a learning rate that falls to zero along a cosine.
+    """Train by SGD with momentum 0.9 and a learning rate that falls to zero along a cosine.
 
     Args:
-        lr: at the start, for a batch of 32; in proportion for others (Goyal et al.,
-            arXiv 1706.02677).
-        seed: of the order.
+        lr: learning rate at the start for a batch of 32. It is proportional to the batch size
+            (Goyal et al., arXiv 1706.02677).
+        seed: seed of the order of the images.
     """
     random = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
@@ -71,7 +71,7 @@ def train(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images that the model, in evaluation, names rightly."""
+    """Share of images that the model, in evaluation mode, classifies correctly."""
     model.eval()
     right: Tensor = model(images).argmax(1) == labels
     return right.float().mean().item()

@@ -1,4 +1,4 @@
-"""Real images that come inside packages: handwritten digits, and patches of photographs."""
+"""Data: images inside installed packages, handwritten digits and patches of photographs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from ..stylize.features import luminance
 from ..stylize.images import SKIMAGE_PHOTOS, read_photo
 from ..stylize.objective import scaled
 
-#: The longer side to which photographs are scaled; the side of the squares that they are cut into.
+#: Longer side of the scaled photographs, in pixels.
 LONGEST = 384
+#: Side of the squares that a photograph is cut into.
 BLOCK = 32
-#: Scaling mixes neighbouring pixels, so patches stay this far from their square's border.
+#: Distance of a patch from its square's border. Scaling has mixed neighbouring pixels there.
 MARGIN = 2
+#: Side of a patch.
 PATCH = 16
-#: Patches of each photograph.
+#: Number of patches of each photograph, for training and for the test.
 TRAINING = 96
 TEST = 48
 
 
 class Data(NamedTuple):
-    """Images to learn from and others to judge by, standardized by the first ones' moments."""
+    """Training and test images, both standardized by the moments of the training images."""
 
     images: Tensor  # (N, 1, H, W)
     labels: Tensor  # (N,)
@@ -36,10 +38,9 @@ class Data(NamedTuple):
 
 @functools.cache
 def digits() -> Data:
-    """scikit-learn's 1797 handwritten digits, 8x8: the first two thirds to learn from.
+    """Data of scikit-learn's 1797 handwritten digits, 8x8. The last third is the test.
 
-    They lie in the order in which they were collected, so the last third is mostly of other
-    writers.
+    They are in the order of their collection, so most writers of the last third are new.
     """
     found = load_digits()
     images = torch.from_numpy(found.images).float().unsqueeze(1)
@@ -50,10 +51,10 @@ def digits() -> Data:
 
 @functools.cache
 def patches() -> Data:
-    """Which photograph is this from? Grey 16x16 patches of the photographs inside scikit-image.
+    """Data of grey 16x16 patches of scikit-image's photographs. The class is the photograph.
 
-    A photograph is cut into squares. Every fourth is held out: patches to judge by lie in those,
-    patches to learn from in the others, and none reaches its square's border.
+    A photograph is cut into squares. Test patches are taken from every fourth square, training
+    patches from the rest. No patch reaches its square's border.
     """
     random = torch.Generator().manual_seed(0)
     parts: dict[bool, list[Tensor]] = {False: [], True: []}
@@ -71,12 +72,12 @@ def patches() -> Data:
 
 
 def grey(name: str) -> Tensor:
-    """(1, H, W) of one of scikit-image's photographs."""
+    """Grey photograph of scikit-image, (1, H, W)."""
     return luminance(scaled(read_photo(f"skimage:{name}").rgb, LONGEST))
 
 
 def places(photograph: Tensor, held_out: bool, count: int, random: torch.Generator) -> Tensor:
-    """(count, 2): upper left corners of patches within the held out squares, or the others."""
+    """Upper left corners of patches in the held-out squares, or in the rest, (count, 2)."""
     height, width = photograph.shape[-2:]
     rows, columns = torch.meshgrid(
         torch.arange(height // BLOCK), torch.arange(width // BLOCK), indexing="ij"

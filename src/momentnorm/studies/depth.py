@@ -1,4 +1,4 @@
-"""How deep a plain network can be and still learn, with each norm and without."""
+"""Depth: how deep a plain network can be and still learn, with each norm and without."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .results import Results, is_above
 from .study import Cell, Claim, Judgement, Study
 from .tables import Table, pivot
 
-#: No norm, with He's initialization instead of torch's.
+#: Name of the network without a norm that has He's initialization instead of torch's.
 HE = "he"
 
-#: The accuracy that a network reaches that learns at all; guessing reaches a tenth.
+#: Accuracy above which a network counts as one that learns. Guessing gives 0.1.
 LEARNS = 0.5
 
 
@@ -67,8 +67,8 @@ def claims(results: Results) -> Sequence[Claim]:
     return [
         Claim(
             "Without normalization, a deep network learns worse than a shallow one",
-            "at some smaller depth its accuracy is above that at the largest by more than the two "
-            "spreads together",
+            "at some smaller depth its accuracy is above that at the largest by more than the sum "
+            "of the two spreads",
             functools.partial(_falls, norm="none"),
         ),
         *(
@@ -79,8 +79,7 @@ def claims(results: Results) -> Sequence[Claim]:
         _learns_deeper(
             "batch",
             HE,
-            "He's initialization is no substitute: deeper networks learn with BN than without and "
-            "with it",
+            "Deeper networks learn with BN than without a norm and with He's initialization",
         ),
     ]
 
@@ -88,8 +87,8 @@ def claims(results: Results) -> Sequence[Claim]:
 def _learns_deeper(norm: str, other: str, text: str) -> Claim:
     return Claim(
         text,
-        f"the deepest network that learns is deeper: whose accuracy is above {LEARNS:g} by more "
-        "than its spread",
+        "the deepest network that learns is deeper; a network learns if its accuracy is above "
+        f"{LEARNS:g} by more than its spread",
         functools.partial(_deeper, norm=norm, other=other),
     )
 
@@ -100,7 +99,7 @@ def _deeper(results: Results, norm: str, other: str) -> Judgement:
 
 
 def _reach(results: Results, norm: str) -> int:
-    """The depth of the deepest network that learns, 0 if none does."""
+    """Depth of the deepest network that learns, 0 if none does."""
     found = {
         int(depth): results.sample("accuracy", norm=norm, depth=depth)
         for depth in results.distinct("depth")
@@ -123,7 +122,7 @@ def _falls(results: Results, norm: str) -> Judgement:
 
 def tables(results: Results) -> Sequence[Table]:
     return [
-        pivot("Accuracy, held out", results, "accuracy", "depth"),
+        pivot("Held-out accuracy", results, "accuracy", "depth"),
         pivot("Training loss, last epoch", results, "loss", "depth"),
     ]
 
@@ -133,19 +132,24 @@ def draw(results: Results, folder: Path) -> None:
         for panel, metric in zip(axes, ("accuracy", "loss"), strict=True):
             plots.lines(panel, results, metric, along="depth")
             panel.set(xlabel="convolutions")
-        axes[0].set(ylabel="accuracy, held out")
+        axes[0].set(ylabel="held-out accuracy")
         axes[1].set(ylabel="training loss, last epoch")
 
 
 STUDY = Study(
     name="depth",
     title="Depth",
+    question="How deep can a plain network be and still learn, by norm?",
+    minutes=(2, 12),
     text="""\
-Plain networks, without shortcuts, stop learning as they grow deeper; normalization is said to put
-this off ([Ioffe and Szegedy 2015](https://arxiv.org/abs/1502.03167)). Convolutions in a row learn
-scikit-learn's digits, with torch's initialization throughout. Without normalization the signal
-shrinks from layer to layer there, so a second network without it starts as
-[He et al. 2015](https://arxiv.org/abs/1502.01852) propose, which keeps the signal's size.""",
+Plain networks, without shortcuts, do not learn beyond some depth. Normalization is said to raise
+that depth ([Ioffe and Szegedy 2015](https://arxiv.org/abs/1502.03167)). Here a row of convolutions
+learns scikit-learn's digits. All networks have torch's initialization, with which the signal
+shrinks from layer to layer if there is no norm. One more network without a norm has the
+initialization of [He et al. 2015](https://arxiv.org/abs/1502.01852), which keeps the signal's size.
+
+`momentnorm study depth --activations -o depth.gif` measures the signal and the gradients of such a
+network layer by layer.""",
     quick=Settings(depths=(2, 8, 24), epochs=6),
     full=Settings(),
     kinds=tuple(KINDS),

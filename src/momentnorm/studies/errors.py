@@ -1,4 +1,4 @@
-"""Name of the command, and its exception."""
+"""Errors: the name of the command, and its exception."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ PROGRAM = "momentnorm study"
 
 
 class StudyError(UserError):
-    """A study that cannot be run or shown. The message is one line that names the fix."""
+    """Study that cannot be run or shown. The message is one line that names the fix."""

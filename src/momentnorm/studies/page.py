@@ -1,4 +1,4 @@
-"""The page of a folder of results: every word of judgement on it comes from the CSVs."""
+"""Page: the Markdown of a folder of results. All verdicts and figures come from the CSVs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 from pathlib import Path
 from typing import Any
 
-from ..stylize.images import whole_file
+from ..support.files import write_file
 from .catalogue import STUDIES
 from .errors import StudyError
 from .layers import LABELS
@@ -16,53 +16,59 @@ from .runner import BOTH, SEEDS
 from .study import VERDICTS, AnyStudy
 from .tables import Table
 
-#: Of results and page, within the folder that the user names.
+#: Folder of the results, in the folder that the user names.
 FOLDER = "studies"
+
+#: Name of the page, in the folder that the user names.
 PAGE = "studies.md"
 
 _INTRODUCTION = """\
 # Studies
 
-What is often said of these norms, tried with small networks on images that come inside packages.
-This page is written by `momentnorm study` from the CSV files beside it. No verdict is typed: each
-claim has a criterion, stated with it, and the figures decide. A figure is the mean over the seeds
-± their standard deviation (of n - 1), which is the spread. "Does not at this scale" says what was
-found here, not that the claim is wrong.
+Common claims about normalization layers, tested with small networks on images that come inside
+Python packages. `momentnorm study` writes this page from the CSV files in the folder `studies`.
+
+- BN is Batch Normalization, LN Layer Normalization over (C, H, W), IN Instance Normalization, GN
+  Group Normalization with groups of 8 channels, SN Switchable Normalization.
+- A figure is a mean over the seeds ± the spread. The spread is the standard deviation over n seeds,
+  divided by n - 1.
+- A verdict is computed: each claim has a criterion, and the figures decide.
+- "Not reproduced at this scale" is about these small networks. The claim may hold for larger ones.
 """
 
 
 def write_page(out: Path) -> Path:
-    """Draw every study in the folder, and write the page of all of them.
+    """Draw the plots of all studies in a folder, and write their page. Its path is returned.
 
     Raises:
-        StudyError: there is none, or its files cannot be read.
+        StudyError: the folder has no results, or a file cannot be read.
+        UserError: a file cannot be written.
     """
     text = page(out)
     for study in found_in(out):
         _, results = read_results(out / FOLDER, study)
         study.draw(_judged(results), out / FOLDER)
-    with whole_file(out / PAGE) as file:
-        file.write(text.encode())
+    write_file(out / PAGE, text)
     return out / PAGE
 
 
 def found_in(out: Path) -> list[AnyStudy]:
-    """The studies with results in a folder."""
+    """Studies with results in a folder."""
     return [s for s in STUDIES.values() if (out / FOLDER / f"{s.name}.csv").exists()]
 
 
 def page(out: Path) -> str:
-    """The page's Markdown, a function of the files in the folder."""
+    """Markdown of the page, from the files in the folder."""
     studies = found_in(out)
     if not studies:
-        raise StudyError(f"{out / FOLDER}: no results in it; run a study first")
+        raise StudyError(f"{out / FOLDER}: no results of a study are there; run a study first")
     folder = out / FOLDER
     sections = [section(study, folder) for study in studies]
     return "\n".join([_INTRODUCTION, _summary(studies, folder), *sections])
 
 
 def _summary(studies: list[AnyStudy], folder: Path) -> str:
-    """How many claims of each study came out how."""
+    """Table of the studies with their numbers of verdicts."""
     rows = []
     for study in studies:
         known, results = read_results(folder, study)
@@ -78,7 +84,7 @@ def _anchor(title: str) -> str:
 
 
 def section(study: AnyStudy, folder: Path) -> str:
-    """One study's part of the page."""
+    """Section of one study."""
     known, results = read_results(folder, study)
     judged = _judged(results)
     parts = [f"## {study.title}\n", study.text + "\n", _conditions(study, known, results)]
@@ -98,12 +104,13 @@ def section(study: AnyStudy, folder: Path) -> str:
 
 
 def _judged(results: Results) -> Results:
-    """The finished seeds of momentnorm's layers, where there are any."""
+    """Results that are judged: finished seeds of momentnorm's layers, or else of torch's."""
     kinds = results.distinct("layers")
     return results.where(layers="momentnorm" if "momentnorm" in kinds else kinds[0]).whole()
 
 
 def _conditions(study: AnyStudy, known: dict[str, Any], results: Results) -> str:
+    """Command, setting, versions, machine and times."""
     settings, versions = known["settings"], known["versions"]
     seeds = sorted(_judged(results).distinct("seed"), key=float)
     option = " --quick" if known["setting"] == "quick" else ""
@@ -139,9 +146,9 @@ def _settings_text(settings: dict[str, Any]) -> str:
 
 
 def _comparison(study: AnyStudy, results: Results) -> str:
-    """Whether torch's layers say the same, and how long each took for the same cells."""
+    """Comparison of the figures and times of momentnorm's layers with torch's."""
     names = list(results.rows[0])
-    names = names[1 : names.index("seed")]  # between the layers and the seed: the cell's keys
+    names = names[1 : names.index("seed")]  # the cell's keys are between the layers and the seed
     both: list[tuple[Sample, Sample]] = []
     seconds = dict.fromkeys(("momentnorm", "torch"), 0.0)
     finished = [set(results.where(layers=kind).whole().distinct("seed")) for kind in seconds]
@@ -150,15 +157,15 @@ def _comparison(study: AnyStudy, results: Results) -> str:
         here = shared.where(**dict(zip(names, cell, strict=True)))
         try:
             pair = [here.sample(study.metric, layers=kind) for kind in seconds]
-        except MissingError:  # no such layer in torch, or not yet computed
+        except MissingError:  # torch has no such layer, or one of the two was not computed
             continue
         both.append((pair[0], pair[1]))
         for kind in seconds:
             seconds[kind] += sum(float(row["seconds"]) for row in here.where(layers=kind).rows)
     same = sum(agree(ours, theirs) for ours, theirs in both)
     return (
-        f"With torch's layers instead: in {same} of the {len(both)} cells that have both, the "
-        f"means ({study.metric}) differ by no more than the two spreads together. These cells took "
-        f"{seconds['torch']:.0f} s with torch's layers and {seconds['momentnorm']:.0f} s with "
-        "momentnorm's.\n"
+        f"{len(both)} cells were computed with torch's layers too. In {same} of them the two means "
+        f"(of `{study.metric}` in the CSV) differ by at most the sum of the two spreads. All "
+        f"{len(both)} took {seconds['torch']:.0f} s with torch's layers and "
+        f"{seconds['momentnorm']:.0f} s with momentnorm's.\n"
     )

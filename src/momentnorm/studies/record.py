@@ -1,4 +1,4 @@
-"""A study's files: a CSV that grows by a row for each finished cell, and a JSON that says how."""
+"""Record: a study's CSV, with a row for each finished cell, and its JSON, with the conditions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..stylize.images import whole_file
-from ..support.files import locked, open_regular
+from ..support.files import locked, open_regular, write_file
 from ..support.machine import processor
 from ..support.printable import one_line, printable
 from .errors import StudyError
 from .results import Results, Row, Value, read_value
 from .study import AnyStudy
 
-#: Of each cell: small networks gain nothing by more, and the last digits would depend on how many.
+#: Threads of each cell. More would not speed up small networks, and would change the last digits.
 THREADS = 1
 
-#: What a result may depend on.
+#: Packages on whose version the results may depend.
 PACKAGES = ("momentnorm", "torch", "numpy", "pillow", "scikit-learn", "scikit-image")
 
 
 def conditions(setting: str, settings: Any) -> dict[str, Any]:
-    """Everything that the rows of one CSV have in common, as JSON can hold it."""
+    """Conditions that all rows of a CSV share, as JSON can hold them."""
     known = {
         "setting": setting,
         "settings": dataclasses.asdict(settings),
@@ -43,10 +42,10 @@ def conditions(setting: str, settings: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claimed(folder: Path, study: AnyStudy) -> Iterator[None]:
-    """Keep other processes from running the study into the folder, which is made if needed.
+    """Make the folder, and keep other processes from running the study into it.
 
     Raises:
-        StudyError: one does already, or the folder cannot be written.
+        StudyError: another process runs it, or the folder cannot be written.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -77,17 +76,18 @@ def _versions() -> dict[str, str]:
 
 
 class Record:
-    """The results of one study in a folder: ``NAME.csv`` and ``NAME.json``.
+    """Results of one study in a folder: ``NAME.csv`` and ``NAME.json``.
 
     Args:
-        folder: where both files are; it exists.
-        study: whose they are.
-        known: from :func:`conditions`.
-        plan: the keys of the cells to come, in the order that their rows shall have.
-        restart: drop what is there.
+        folder: an existing folder.
+        study: the study.
+        known: conditions of this run, from :func:`conditions`.
+        plan: keys of the cells of this run, in the order of their rows.
+        restart: delete earlier results.
 
     Raises:
-        StudyError: what is there was made under other conditions, or cannot be read.
+        StudyError: earlier results were made under other conditions, or cannot be read.
+        UserError: the JSON cannot be written.
     """
 
     def __init__(
@@ -114,23 +114,22 @@ class Record:
             changed = _differences(before, known)
             if changed:
                 raise StudyError(
-                    f"{self.csv} was made otherwise ({', '.join(changed)}): "
+                    f"{self.csv} was made under other conditions ({', '.join(changed)}): "
                     "start over with --restart, or give another folder"
                 )
             if self.csv.exists():
                 self._rows = {self._key(row): row for row in read_rows(self.csv, study)}
         else:
-            with whole_file(self.json) as stream:
-                stream.write((json.dumps(known, indent=2) + "\n").encode())
+            write_file(self.json, json.dumps(known, indent=2) + "\n")
 
     def finished(self, keys: Row) -> bool:
-        """Whether the cell with these keys has its row."""
+        """Whether the cell with these keys has a row."""
         return self._key(keys) in self._rows
 
     def add(self, row: Row) -> None:
-        """A finished cell. The file is complete at every moment."""
+        """Add the row of a finished cell, and write the CSV anew."""
         self._rows[self._key(row)] = row
-        # Rows that are not part of the plan stay before it.
+        # Rows of earlier runs that are not in this plan come first.
         ordered = sorted(self._rows, key=lambda key: self._places.get(key, -1))
         rows = [self._rows[key] for key in ordered]
         names = list(dict.fromkeys(name for row in rows for name in row))
@@ -139,18 +138,17 @@ class Record:
         writer = csv.DictWriter(text, fieldnames=names, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        with whole_file(self.csv) as stream:
-            stream.write(text.getvalue().encode())
+        write_file(self.csv, text.getvalue())
 
     def _key(self, row: Row) -> tuple[Value, ...]:
         return tuple(row[name] for name in self._names)
 
 
 def read_rows(path: Path, study: AnyStudy) -> list[Row]:
-    """The rows of a study's CSV.
+    """Rows of a study's CSV.
 
     Raises:
-        StudyError: it is none, or it is damaged.
+        StudyError: the file is not a study's CSV, or it is damaged.
     """
     try:
         with open_regular(path) as file:
@@ -164,10 +162,11 @@ def read_rows(path: Path, study: AnyStudy) -> list[Row]:
 
 
 def _rows(lines: list[list[str]], study: AnyStudy) -> list[Row]:
-    """Rows of layers, the cell's keys, the seed, figures (empty where it has none) and seconds.
+    """Rows from the fields of a CSV: layers, the cell's keys, seed, figures, seconds.
 
     Raises:
-        ValueError: they are not that.
+        ValueError: the columns are others, a value does not fit its column, a row is there twice,
+            or the seeds of a cell have different figures.
     """
     cells = study.cells(study.full, study.kinds[0])
     keys: dict[str, set[Value]] = {name: {cell[name] for cell in cells} for name in cells[0]}
@@ -194,41 +193,42 @@ def _rows(lines: list[list[str]], study: AnyStudy) -> list[Row]:
 
 
 def _fits(value: Value, name: str, keys: dict[str, set[Value]]) -> bool:
-    """Whether a column can have this value, given what is known of the keys."""
+    """Whether a column can have this value, from the values of the keys in the study."""
     if name not in keys:
         return isinstance(value, int | float) or (value == "" and name != "seconds")
     if isinstance(value, str):
         return value in keys[name]
-    # Numbers, such as depths, may be those of another setting.
+    # Another setting may have other numbers, such as depths.
     return isinstance(value, int) and all(isinstance(known, int) for known in keys[name])
 
 
 def read_conditions(path: Path) -> dict[str, Any]:
-    """What a study's JSON says.
+    """Conditions in a study's JSON.
 
     Raises:
-        StudyError: there is none, or it is damaged.
+        StudyError: there is no such file, or it is damaged.
     """
     try:
         with open_regular(path) as file:
             known = json.loads(file.read().decode())
     except (OSError, ValueError, RecursionError) as error:
         raise StudyError(
-            f"{path}: cannot be read, so it is not known how the results beside it were made; "
+            f"{path}: cannot be read, so the conditions of the results beside it are unknown; "
             "start over with --restart"
         ) from error
     needed = {"setting": str, "settings": dict, "versions": dict, "threads": int, "machine": str}
     if (
         not isinstance(known, dict)
         or not all(isinstance(known.get(name), kind) for name, kind in needed.items())
-        or any(printable(word) != word for word in _words(known))  # they go into the page
+        # The page shows these words, so they must not act on a terminal or a page.
+        or any(printable(word) != word for word in _words(known))
     ):
         raise StudyError(f"{path}: not a study's settings; start over with --restart")
     return known
 
 
 def _words(known: dict[str, Any]) -> Iterator[str]:
-    """Every string in what JSON holds, however deep."""
+    """Strings in nested JSON values, at any depth."""
     waiting: list[Any] = [known]
     while waiting:
         value = waiting.pop()
@@ -241,13 +241,13 @@ def _words(known: dict[str, Any]) -> Iterator[str]:
 
 
 def read_results(folder: Path, study: AnyStudy) -> tuple[dict[str, Any], Results]:
-    """How a study was made, and what came out."""
+    """Conditions and results of a study."""
     known = read_conditions(folder / f"{study.name}.json")
     return known, Results(read_rows(folder / f"{study.name}.csv", study))
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], path: str = "") -> list[str]:
-    """Each place where two nested dictionaries differ, with both values."""
+    """Places where two nested dictionaries differ, with both values."""
     found = []
     for key in dict.fromkeys([*before, *now]):
         old, new = before.get(key), now.get(key)

@@ -1,4 +1,4 @@
-"""The rows of a study's CSV, and what they say together: means over seeds, with their spread."""
+"""Results: the rows of a study's CSV, and means over the seeds with their spread."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-#: A value of a CSV: text stays text, whatever reads as a number is one.
+#: Value of a CSV's field: a number if it reads as one, text otherwise.
 Value = str | int | float
+
+#: Row of a CSV: a value for each column's name.
 Row = dict[str, Value]
 
 
 class MissingError(Exception):
-    """These figures have not been measured; the message says which."""
+    """Figures that have not been measured. The message names them."""
 
 
 def read_value(text: str) -> Value:
-    """What a CSV's field says.
+    """Value of a CSV's field.
 
     >>> read_value("8"), read_value("0.5"), read_value("IN")
     (8, 0.5, 'IN')
@@ -33,7 +35,7 @@ def read_value(text: str) -> Value:
 
 @dataclass(frozen=True)
 class Sample:
-    """One figure, measured once with each of two seeds or more, in their order."""
+    """Figure that was measured with two seeds or more, in the order of the seeds."""
 
     values: tuple[float, ...]
 
@@ -43,12 +45,12 @@ class Sample:
 
     @property
     def spread(self) -> float:
-        """The standard deviation over the seeds, of n - 1; of a training that diverged, nan."""
+        """Standard deviation over n seeds, divided by n - 1. NaN if a training diverged."""
         finite = all(map(math.isfinite, self.values))
         return statistics.stdev(self.values) if finite else math.nan
 
     def __sub__(self, other: Sample) -> Sample:
-        """The differences seed by seed."""
+        """Differences, seed by seed."""
         return Sample(tuple(a - b for a, b in zip(self.values, other.values, strict=True)))
 
     def __str__(self) -> str:
@@ -56,12 +58,12 @@ class Sample:
 
 
 def is_above(high: Sample, low: Sample) -> bool:
-    """Whether the means differ, in this direction, by more than the two spreads together."""
+    """Whether the first mean is above the second by more than the sum of the two spreads."""
     return high.mean - low.mean > high.spread + low.spread
 
 
 def agree(one: Sample, other: Sample) -> bool:
-    """Whether the means differ by no more than the two spreads together (or by rounding)."""
+    """Whether the means differ by at most the sum of the two spreads, or by rounding."""
     gap = abs(one.mean - other.mean)
     return gap <= one.spread + other.spread + 1e-6 * max(abs(one.mean), abs(other.mean))
 
@@ -71,31 +73,32 @@ class Results:
     """Finished cells of one study.
 
     Args:
-        rows: one for each cell: the kind of layers, the cell's keys, its seed, what was measured
-            (empty where a cell has no such figure), and the seconds it took.
+        rows: one for each cell: the kind of layers, the cell's keys, its seed, its figures (empty
+            where a cell has no such figure), and its seconds.
     """
 
     rows: Sequence[Row]
 
     def where(self, **keys: Value) -> Results:
-        """The cells with these keys."""
+        """Cells with these keys."""
         return Results([row for row in self.rows if all(row.get(k) == v for k, v in keys.items())])
 
     def distinct(self, key: str) -> list[Value]:
-        """The values of a column, each once, in the order of the rows."""
+        """Distinct values of a column, in the order of the rows."""
         return list(dict.fromkeys(row[key] for row in self.rows))
 
     def whole(self) -> Results:
-        """The cells of the seeds that are finished: no seed has more cells than these."""
+        """Cells of the finished seeds, which are those with the largest number of cells."""
         counts = collections.Counter(row["seed"] for row in self.rows)
         most = max(counts.values(), default=0)
         return Results([row for row in self.rows if counts[row["seed"]] == most])
 
     def sample(self, metric: str, **keys: Value) -> Sample:
-        """A figure of the one cell with these keys, over the seeds.
+        """Figure of the one cell with these keys, over the seeds.
 
         Raises:
-            MissingError: not measured, or with one seed only, which tells nothing of the spread.
+            MissingError: it was measured with fewer than two seeds, so it has no spread.
+            ValueError: several cells have these keys.
         """
         found = [row for row in self.where(**keys).rows if row.get(metric, "") != ""]
         found.sort(key=lambda row: float(row["seed"]))

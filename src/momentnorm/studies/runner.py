@@ -1,4 +1,4 @@
-"""Compute the cells of a study that are not there yet."""
+"""Runner: compute the cells of a study that have no results yet."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from .record import THREADS, Record, claimed, conditions
 from .results import Row
 from .study import AnyStudy
 
-#: How many there are unless told otherwise: 0, 1, 2.
+#: Default number of seeds: 0, 1, 2.
 SEEDS = 3
 
-#: Every kind of layers.
+#: Name of all kinds of layers together.
 BOTH = "both"
 
-#: Called after each cell: how many are done, how many there are, and the row.
+#: Function called after each cell with the number of finished cells, of all cells, and the row.
 OnCell = Callable[[int, int, Row], None]
+
+#: Function that computes the figures of one cell.
+Work = Callable[[], dict[str, float]]
 
 
 def run(
@@ -45,43 +48,45 @@ def run(
     on_cell: OnCell = lambda done, total, row: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Run a study, or go on with it: every cell that has its row in the CSV is left as it is.
+    """Run a study, or continue it: cells that have a row in the CSV are not computed again.
 
     Args:
         study: one of :data:`STUDIES`.
-        folder: of ``NAME.csv``, which has a row for each finished cell, and ``NAME.json``, which
-            says how they were made.
+        folder: place of ``NAME.csv``, with a row for each finished cell, and of ``NAME.json``, with
+            the conditions under which they were computed.
         setting: "quick" or "full".
-        seeds: each cell is computed with each; more can be added later.
-        layers: "momentnorm", "torch", or "both", which take turns cell by cell, so that what else
-            the machine does slows both alike. Other layers' rows stay.
-        restart: drop what is there.
-        jobs: how many cells to compute at a time, each by one thread of a process of its own (with
-            1, of this process); the figures do not depend on it.
-        on_cell: told of each cell, those that were there included.
-        should_stop: asked after each cell that was computed; those under way are finished.
+        seeds: seeds of each cell. A later run may add some.
+        layers: "momentnorm", "torch", or "both". Both take turns cell by cell, so that other load
+            of the machine slows them alike. Rows of other layers stay.
+        restart: delete earlier results first.
+        jobs: number of cells to compute at a time, each by one thread of its own process. With 1,
+            this process computes them. The figures do not depend on it.
+        on_cell: function that is called with each cell, also with those that have a row already.
+        should_stop: function that is asked after each computed cell. Running cells are finished.
 
     Returns:
-        Whether it is finished.
+        True if all cells are finished.
 
     Raises:
-        StudyError: layers that the study cannot be run with, results made otherwise, another run
-            into the same folder, or a process that was ended from outside.
+        StudyError: the study has no such layers, the results were made under other conditions,
+            another run is writing into the folder, or a process was killed.
+        UserError: a file cannot be written.
     """
     kinds = tuple(KINDS) if layers == BOTH else (layers,)
     for kind in kinds:
         if kind not in study.kinds:
             raise StudyError(
-                f"{study.name} cannot be run with the layers of {kind}, which lack what it is "
-                f"about; use --layers {' or '.join(study.kinds)}"
+                f"{study.name} needs layers that {kind} does not have; "
+                f"use --layers {' or '.join(study.kinds)}"
             )
     settings = {"quick": study.quick, "full": study.full}[setting]
+    # Seeds are the outer loop, so a study that is stopped early has all cells of a few seeds.
     work: list[tuple[Row, Work]] = [
         (
             {"layers": kind, **cell, "seed": seed},
             functools.partial(study.compute, settings, cell, kind, seed, folder),
         )
-        for seed in seeds  # first: a study that is stopped early has whole comparisons of a few
+        for seed in seeds
         for cell in study.cells(settings, kinds[0])  # momentnorm has every norm that torch has
         for kind in kinds
         if cell in study.cells(settings, kind)
@@ -105,14 +110,10 @@ def run(
         return done == len(plan)
 
 
-#: Computes one cell.
-Work = Callable[[], dict[str, float]]
-
-
 def _computed(
     work: dict[int, Work], jobs: int, should_stop: Callable[[], bool]
 ) -> Iterator[tuple[int, Row]]:
-    """The results under the keys of the work, as they are finished."""
+    """Compute the work, and give each key with its row as soon as it is finished."""
     if min(jobs, len(work)) <= 1:
         for key, compute in work.items():
             yield key, _measured(compute)
@@ -128,7 +129,7 @@ def _computed(
             while True:
                 while waiting and len(running) < jobs and not should_stop():
                     key, compute = waiting.popleft()
-                    with _interrupts_blocked():  # in the processes that this starts, for good
+                    with _interrupts_blocked():  # the new process keeps the block
                         running[pool.submit(_measured, compute)] = key
                 if not running:
                     return
@@ -136,8 +137,8 @@ def _computed(
                     yield running.pop(future), future.result()
         except BrokenProcessPool as error:
             raise StudyError(
-                "a process was ended from outside, for want of memory perhaps; the same command "
-                "goes on where it was, and with fewer --jobs it takes less"
+                "a process was killed, perhaps because memory ran out; run the same command again "
+                "with fewer --jobs, and it continues after the last finished cell"
             ) from error
         except BaseException:
             for process in set(multiprocessing.active_children()) - set(others):
@@ -147,7 +148,7 @@ def _computed(
 
 @contextlib.contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Ctrl-C is for the parent alone, which gets it afterwards if it comes meanwhile."""
+    """Block Ctrl-C. It arrives at the end of the block if it was pressed inside."""
     if not hasattr(signal, "pthread_sigmask"):  # pragma: no cover - Windows
         yield
         return
@@ -159,6 +160,7 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
+    """End this process when its parent ends."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -170,7 +172,7 @@ def _end_with_parent() -> None:
 
 
 def _measured(compute: Work) -> Row:
-    """One cell's figures and seconds."""
+    """Figures of one cell, computed with :data:`THREADS` threads, and its seconds."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
@@ -183,5 +185,5 @@ def _measured(compute: Work) -> Row:
 
 
 def _rounded(value: float) -> float:
-    """To six digits: what lies beyond differs from machine to machine."""
+    """Value rounded to six digits. Further digits differ from machine to machine."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""What a study is: cells to compute, claims to judge, a figure to draw."""
+"""Study: cells to compute, claims to judge, tables and a plot."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from .tables import Table
 
 Settings = TypeVar("Settings")
 
-#: What one computation depends on, beside the settings, the layers and the seed.
+#: Keys of one cell. A cell is one training, which depends on its keys, the settings, the kind of
+#: layers and the seed.
 Cell = dict[str, Value]
 
-
-VERDICTS = ("reproduces", "does not at this scale", "not measured")
+#: Verdicts on a claim.
+REPRODUCED, NOT_REPRODUCED, NOT_MEASURED = VERDICTS = (
+    "reproduced",
+    "not reproduced at this scale",
+    "not measured",
+)
 
 
 class Judgement(NamedTuple):
-    """Whether a claim holds here, and the figures that say so."""
+    """Outcome of a claim: whether it holds for these results, and the figures that decide."""
 
     holds: bool
     figures: str
@@ -28,11 +33,12 @@ class Judgement(NamedTuple):
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, when it counts as reproduced, and the function that decides.
+    """Claim about norms, and its criterion.
 
     Args:
-        criterion: the condition in words, with its numbers; ``judge`` is the same in code.
-        judge: may raise :class:`MissingError`.
+        text: the claim, one sentence.
+        criterion: the condition under which it counts as reproduced, in words and numbers.
+        judge: the criterion as a function. It may raise :class:`MissingError`.
     """
 
     text: str
@@ -40,35 +46,39 @@ class Claim:
     judge: Callable[[Results], Judgement]
 
     def verdict(self, results: Results) -> tuple[str, str]:
-        """The verdict in words, and its figures."""
+        """Verdict of :data:`VERDICTS`, and the figures that decide."""
         try:
             holds, figures = self.judge(results)
         except MissingError as missing:
-            return VERDICTS[2], str(missing)
-        return VERDICTS[0 if holds else 1], figures
+            return NOT_MEASURED, str(missing)
+        return REPRODUCED if holds else NOT_REPRODUCED, figures
 
 
 @dataclass(frozen=True)
 class Study(Generic[Settings]):
-    """One question, and how to answer it.
+    """Experiment on a question about norms.
 
     Args:
         name: on the command line, and of its files.
-        title: of its section.
-        text: what is done and why, in Markdown, with the papers.
+        title: heading of its section on the page.
+        question: one line for ``--list``.
+        minutes: minutes of one core for the quick and the full setting, with the default seeds.
+        text: description in Markdown, with the papers.
         quick, full: the two settings, dataclasses of numbers, texts and tuples of them.
-        kinds: of layers with which it can be run.
-        cells: what there is to compute with each seed, given the settings and the layers.
-        compute: one cell: the settings, the cell, the layers, the seed, and the folder for
-            pictures; its figures by name.
-        metric: the figure by which momentnorm's layers and torch's are compared.
-        claims: given the results, since some are made for each of several data sets.
-        tables: likewise.
-        draw: the plot, as an SVG of the study's name in the folder.
+        kinds: kinds of layers with which it can be run.
+        cells: cells to compute with each seed, from the settings and the kind of layers.
+        compute: figures of one cell by name, from the settings, the cell, the kind of layers, the
+            seed and the folder for pictures.
+        metric: figure by which momentnorm's layers and torch's are compared.
+        claims: claims, from the results, since some are made for each of several data sets.
+        tables: tables, from the results.
+        draw: function that draws the plot as ``NAME.svg`` in a folder.
     """
 
     name: str
     title: str
+    question: str
+    minutes: tuple[int, int]
     text: str
     quick: Settings
     full: Settings

@@ -1,4 +1,4 @@
-"""The style network with each norm: how it trains, and what it makes of other photographs."""
+"""Stylization: losses of the style network with each norm, also at other contrasts."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from .results import Results, is_above
 from .study import Cell, Claim, Judgement, Study
 from .tables import Table, overview
 
-#: Of one training: the training loss is averaged over each part, the held-out loss measured at its
-#: end.
+#: Parts of one training. The training loss is averaged over each part. The held-out loss is
+#: measured at its end.
 PARTS = 8
 
-#: How much of its style loss a network may lose or win where it does "not" see a change.
+#: Largest relative change of the style loss that counts as "does not depend".
 UNSEEN = 0.05
 
-#: Of a picture in the sheets.
+#: Height and width of a picture in the sheets, in pixels.
 CELL = 150
 
 Change = Callable[[Tensor], Tensor]
 
 
 def change_brightness(image: Tensor, offset: float) -> Tensor:
-    """At half the contrast, so that nothing is clipped: image / 2 + offset, offset 0 to 0.5."""
+    """Image / 2 + offset. Half the contrast leaves room for offsets 0 to 0.5 without clipping."""
     return 0.5 * image + offset
 
 
-#: In [0, 1] all of them, if the photograph is.
+#: Changes of a photograph. Values in [0, 1] stay there.
 CHANGES: dict[str, Change] = {
     "contrast 1": lambda image: image,
     "contrast 0.5": functools.partial(change_contrast, factor=0.5),
@@ -78,7 +78,7 @@ QUICK = Settings(width=8, blocks=1, steps=96, size=32, style_size=64, test_size=
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What one seed's trainings have in common."""
+    """Style, photographs and loss network that all trainings of one seed share."""
 
     picture: Tensor
     training_files: list[str]
@@ -89,7 +89,7 @@ class Scene:
 
 @functools.lru_cache(maxsize=1)
 def scene(settings: Settings, seed: int) -> Scene:
-    """One loss network for all norms, so that their losses can be compared."""
+    """Scene of a seed. Norms share its loss network, so their losses can be compared."""
     training_files, photographs = hold_out(content_files(None), settings.test_size)
     crops = Crops(training_files, settings.size, seed).batch(0, CALIBRATION_BATCH)
     features = RandomFeatures(crops)
@@ -99,14 +99,14 @@ def scene(settings: Settings, seed: int) -> Scene:
 
 
 def build(architecture: Architecture, layers: str) -> Network:
-    """The style network, with torch's own norms if these are the layers."""
+    """Style network with norms of this kind of layers."""
     network = Network(architecture)
     if layers == "momentnorm":
         return network
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             channels = getattr(child, "num_features", getattr(child, "num_channels", None))
-            if channels is not None:  # a norm, as it is initialized
+            if channels is not None:  # a norm: only norms have one of these
                 setattr(parent, name, norm_layer(architecture.norm, channels, layers))
     return network
 
@@ -114,10 +114,10 @@ def build(architecture: Architecture, layers: str) -> Network:
 def train(
     settings: Settings, norm: str, layers: str, seed: int
 ) -> tuple[Network, dict[str, float]]:
-    """The trained network, in evaluation, and its losses in training and on photographs held out.
+    """Trained network, in evaluation mode, and its training and held-out losses.
 
-    The held-out loss is measured as the training's, with the same random directions each time, on
-    squares of the middle of the photographs.
+    The held-out loss is the training's loss on squares of the middle of the held-out photographs.
+    Its random directions are equal each time.
     """
     world, training = scene(settings, seed), settings.training(norm, seed)
     held_out = torch.stack([_middle(photo, settings.size) for photo in world.photographs])
@@ -127,7 +127,7 @@ def train(
     def on_step(step: int, losses: Losses, network: Network) -> None:
         history.append(losses["loss"])
         part, rest = divmod(step * PARTS, settings.steps)
-        if rest >= PARTS:  # no part ends with this step
+        if rest >= PARTS:  # this step ends no part
             return
         found[f"training {part}/{PARTS}"] = sum(history) / len(history)
         history.clear()
@@ -146,11 +146,12 @@ def train(
         on_step=on_step,
         build=functools.partial(build, layers=layers),
     )
-    assert style is not None  # nobody stops it
+    assert style is not None  # None is for a training that was stopped
     return style.network, found
 
 
 def _middle(image: Tensor, size: int) -> Tensor:
+    """Square from the middle of an image, (3, size, size)."""
     height, width = image.shape[-2:]
     top, left = (height - size) // 2, (width - size) // 2
     return image[:, top : top + size, left : left + size]
@@ -184,11 +185,12 @@ def compute(
 
 
 def _distance(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """The mean absolute difference of two rows of pictures."""
+    """Mean absolute difference of two rows of pictures."""
     differences = [(a - b).abs().mean() for a, b in zip(some, others, strict=True)]
     return torch.stack(differences).mean().item()
 
 
+#: Name of the held-out loss at the end of the training.
 LAST = f"held out {PARTS}/{PARTS}"
 
 
@@ -197,9 +199,9 @@ def claims(results: Results) -> Sequence[Claim]:
     return [
         *(
             Claim(
-                f"IN ends with a lower loss on photographs held out than {_named(norm)}",
-                "the mean of the differences seed by seed is above their spread; the norms of one "
-                "seed are judged by the same loss network, and each seed has another",
+                f"IN ends with a lower loss on held-out photographs than {_named(norm)}",
+                "the mean of the differences, seed by seed, is above their spread; each seed has a "
+                "loss network of its own, which judges all norms",
                 functools.partial(_instance_learns_better, other=norm),
             )
             for norm in others
@@ -212,20 +214,20 @@ def claims(results: Results) -> Sequence[Claim]:
         ),
         Claim(
             "BN's style loss is higher at a quarter of the photograph's contrast",
-            "higher than at full contrast by more than the two spreads together",
+            "it is above that at full contrast by more than the sum of the two spreads",
             _batch_sees_contrast,
         ),
         Claim(
             "IN's style loss does not depend on the photograph's brightness",
-            f"of the brighter photographs it differs from that of the darker by at most "
+            f"with the brighter photographs it differs from that with the darker ones by at most "
             f"{UNSEEN:.0%}",
             functools.partial(_unseen, low="darker", high="brighter"),
         ),
         *(
             Claim(
-                f"A change of {change} moves IN's pictures less than BN's",
-                "the mean absolute difference of the pictures is below BN's by more than the two "
-                "spreads together",
+                f"A change of {change} changes IN's pictures less than BN's",
+                "the mean absolute difference of the pictures is below BN's by more than the sum "
+                "of the two spreads",
                 functools.partial(_instance_moves_less, metric=f"picture moves with {change}"),
             )
             for change in ("contrast", "brightness")
@@ -267,19 +269,19 @@ def _batch_sees_contrast(results: Results) -> Judgement:
 
 def tables(results: Results) -> Sequence[Table]:
     shown = {
-        LAST: "Loss on photographs held out, at the end",
-        f"training {PARTS}/{PARTS}": "Training loss, last eighth",
+        LAST: "Loss on held-out photographs, at the end",
+        f"training {PARTS}/{PARTS}": "Training loss, mean of the last eighth",
         **{f"style loss, {name}": f"Style loss, {name}" for name in CHANGES},
-        "picture moves with contrast": "Picture's change with contrast",
-        "picture moves with brightness": "Picture's change with brightness",
+        "picture moves with contrast": "Change of the picture with contrast",
+        "picture moves with brightness": "Change of the picture with brightness",
     }
     return [
-        overview("Losses, and how far pictures move (mean absolute difference)", results, shown)
+        overview("Losses, and changes of the pictures (mean absolute difference)", results, shown)
     ]
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Loss curves, and the style loss against contrast and brightness."""
+    """Draw the loss curves, and the style loss against contrast and brightness."""
     curves = [f"{part}/{PARTS}" for part in range(1, PARTS + 1)]
     with plots.figure(folder / f"{STUDY.name}.svg", columns=3) as axes:
         for panel, kind in zip(axes, ("training", "held out"), strict=False):
@@ -295,14 +297,18 @@ def draw(results: Results, folder: Path) -> None:
 STUDY = Study(
     name="stylization",
     title="Stylization",
+    question="Which norm stylizes best, and does contrast matter to it?",
+    minutes=(3, 48),
     text="""\
-The task for which Instance Normalization was proposed
-([Ulyanov, Vedaldi and Lempitsky 2016](https://arxiv.org/abs/1607.08022)), because the contrast of
-the photograph should not matter to the picture. The network, losses and photographs are those of
-`momentnorm stylize compare`, with each norm in turn: ten of scikit-image's photographs to learn
-from, three to judge by, the same loss network for all norms of a seed. The photographs held out are
-also judged at other contrasts about mid-grey, and, at half their contrast, darker (x / 2) and
-brighter (x / 2 + 0.5); nothing is clipped. The pictures are of the first seed.""",
+Instance Normalization was proposed for stylization, because the contrast of the photograph should
+not matter to the picture ([Ulyanov, Vedaldi and Lempitsky 2016](https://arxiv.org/abs/1607.08022)).
+The network, losses and photographs are those of `momentnorm stylize compare`. The network is
+trained with each norm on ten of scikit-image's photographs; three are held out. One loss network
+judges all norms of a seed.
+
+The held-out photographs are also shown at lower contrast about mid-grey, and, at half their
+contrast, darker (x / 2) and brighter (x / 2 + 0.5). No value is clipped. The pictures below are of
+the first seed.""",
     quick=QUICK,
     full=Settings(),
     kinds=tuple(KINDS),

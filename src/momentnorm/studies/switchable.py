@@ -1,4 +1,4 @@
-"""What Switchable Normalization chooses, layer by layer, in two kinds of task."""
+"""Switchable: shares of IN, LN and BN that Switchable Normalization learns, by layer and task."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import SwitchableNorm2d
+from ..layers.switchable_norm import SwitchableNorm2d
 from . import plots, stylization
 from .classify import classifier, train
 from .data import DATA
@@ -62,7 +62,7 @@ def compute(
 
 
 def shares(model: nn.Module) -> dict[str, float]:
-    """``"mean 1 in"``: the share of IN in the mean of the first layer, and so on."""
+    """Shares by name: ``"mean 1 in"`` is that of IN in the mean of the first layer."""
     layers = [module for module in model.modules() if isinstance(module, SwitchableNorm2d)]
     return {
         f"{moment} {index} {kind}": share
@@ -73,7 +73,7 @@ def shares(model: nn.Module) -> dict[str, float]:
 
 
 def depth_of(results: Results, task: str) -> int:
-    """The number of the task's layers."""
+    """Number of Switchable Normalization layers in the task's network."""
     rows = results.where(task=task).rows
     return sum(rows[0].get(name, "") != "" for name in _names("mean", "in", 99)) if rows else 0
 
@@ -83,7 +83,11 @@ def _names(moment: str, kind: str, depth: int) -> list[str]:
 
 
 def share(results: Results, task: str, moment: str, kind: str) -> Sample:
-    """A kind's share, averaged over the task's layers, for each seed."""
+    """Share of a kind, averaged over the task's layers, for each seed.
+
+    Raises:
+        MissingError: no finished seeds.
+    """
     depth = depth_of(results, task)
     if not depth:
         raise MissingError(f"the shares of {task}: no seeds of at least 2")
@@ -97,7 +101,7 @@ def claims(results: Results) -> Sequence[Claim]:
             Claim(
                 f"In stylization SN relies on IN more than in classification of {task} ({moment})",
                 "IN's share, averaged over the layers, is above that in classification by more "
-                "than the two spreads together",
+                "than the sum of the two spreads",
                 functools.partial(_more_instance, task=task, moment=moment),
             )
             for moment in MOMENTS
@@ -106,8 +110,8 @@ def claims(results: Results) -> Sequence[Claim]:
         *(
             Claim(
                 f"In stylization IN has the largest share ({moment})",
-                "averaged over the layers, above those of LN and BN by more than the two spreads "
-                "together",
+                "averaged over the layers, it is above those of LN and BN by more than the sum of "
+                "the two spreads",
                 functools.partial(
                     _extreme, task=STYLIZATION, moment=moment, kind="in", largest=True
                 ),
@@ -117,8 +121,8 @@ def claims(results: Results) -> Sequence[Claim]:
         *(
             Claim(
                 f"In classification of {task} IN has the smallest share ({moment})",
-                "averaged over the layers, below those of LN and BN by more than the two spreads "
-                "together",
+                "averaged over the layers, it is below those of LN and BN by more than the sum of "
+                "the two spreads",
                 functools.partial(_extreme, task=task, moment=moment, kind="in", largest=False),
             )
             for task in CLASSIFICATION
@@ -142,12 +146,12 @@ def _extreme(results: Results, task: str, moment: str, kind: str, largest: bool)
 
 
 def tables(results: Results) -> Sequence[Table]:
-    shown = {"loss": "Loss", "accuracy": "Accuracy, held out"}
-    return [overview("How well the networks learned", results, shown, along="task")]
+    shown = {"loss": "Loss", "accuracy": "Held-out accuracy"}
+    return [overview("Losses and accuracies", results, shown, along="task")]
 
 
 def draw(results: Results, folder: Path) -> None:
-    """Stacked bars: one for each layer, means over the seeds; var beside mean."""
+    """Draw the shares as stacked bars, means over the seeds, for each layer, task and moment."""
     tasks = [str(task) for task in results.distinct("task")]
     with plots.figure(folder / f"{STUDY.name}.svg", columns=len(tasks), rows=2) as panels:
         for column, task in enumerate(tasks):
@@ -175,15 +179,16 @@ def draw(results: Results, folder: Path) -> None:
 
 STUDY = Study(
     name="switchable",
-    title="What Switchable Normalization chooses",
+    title="Shares of Switchable Normalization",
+    question="Which statistics does Switchable Normalization learn to rely on?",
+    minutes=(2, 26),
     text="""\
-A Switchable Normalization layer mixes the statistics of IN, LN and BN in proportions that it
-learns, one set for the mean and one for the variance
-([Luo et al. 2018](https://arxiv.org/abs/1806.10779)); the authors found that they differ from task
-to task, and that stylization takes IN. Read from the trained layers with `layer.mixture()`. All
-proportions start at a third, which the dotted lines mark. Classification trains with SGD and
-stylization with Adam, so which way the shares lean can be compared, and how far they moved
-cannot.""",
+A Switchable Normalization layer mixes the statistics of IN, LN and BN
+([Luo et al. 2018](https://arxiv.org/abs/1806.10779)). It learns their shares, three for the mean
+and three for the variance. The authors found that the shares differ from task to task, and that
+stylization relies on IN. Here the shares are read from trained layers with `layer.mixture()`. Every
+share starts at a third, which the dotted lines mark. Classification trains with SGD and stylization
+with Adam, so compare which share is the largest, not how far the shares moved.""",
     quick=Settings(
         widths=(16, 32, 32, 32),
         strides=(1, 2, 1, 1),

@@ -1,4 +1,4 @@
-"""Tables of means and spreads, in Markdown."""
+"""Tables: means and spreads, in Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .results import MissingError, Results, Value
 
 
 class Table(NamedTuple):
-    """Rows of text under a heading for each column."""
+    """Table of text with a heading for each column."""
 
     title: str
     heading: Sequence[str]
@@ -23,7 +23,7 @@ class Table(NamedTuple):
 
 
 def pivot(title: str, results: Results, metric: str, along: str) -> Table:
-    """A row for each norm, a column for each value of another key."""
+    """Table with a row for each norm and a column for each value of the key ``along``."""
     values = sorted(results.distinct(along), key=float)
     norms = [norm for norm in LABELS if norm in results.distinct("norm")]
     rows = [
@@ -34,7 +34,7 @@ def pivot(title: str, results: Results, metric: str, along: str) -> Table:
 
 
 def overview(title: str, results: Results, metrics: dict[str, str], along: str = "norm") -> Table:
-    """A row for each figure, by its caption, a column for each norm (or another key's value)."""
+    """Table with a row for each metric, by its caption; a column for each value of ``along``."""
     values = results.distinct(along)
     rows = [
         [caption, *(_text(results, metric, {along: value}) for value in values)]
@@ -44,6 +44,7 @@ def overview(title: str, results: Results, metrics: dict[str, str], along: str =
 
 
 def _text(results: Results, metric: str, keys: dict[str, Value]) -> str:
+    """Mean and spread of one cell, or nothing where it was not measured."""
     try:
         return str(results.sample(metric, **keys))
     except MissingError:

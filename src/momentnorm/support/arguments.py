@@ -3,35 +3,52 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from .errors import UserError
 from .printable import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import torch
 
 
 class Parser(argparse.ArgumentParser):
-    """:class:`argparse.ArgumentParser` with errors of one line."""
+    """:class:`argparse.ArgumentParser` that answers wrong options with one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {printable(message)} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def positive(text: str) -> int:
-    """Type of an argument: a whole number from 1 up."""
+    """Type of an option: a whole number from 1 up."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 up")
     return value
 
 
+# argparse puts the name of the type into its message for text that is no number.
 positive.__name__ = "whole number"
 
 
+def add_outputs(parser: argparse.ArgumentParser, suffixes: Iterable[str]) -> None:
+    """Add the option ``--out``, which names files to write instead of printing."""
+    parser.add_argument(
+        "-o",
+        "--out",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"write a file, and print nothing; one of {', '.join(suffixes)}; repeatable",
+    )
+
+
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add the option ``--device`` to a parser."""
+    """Add the option ``--device``."""
     parser.add_argument(
         "--device",
         default="auto",
@@ -41,7 +58,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def find_device(name: str) -> torch.device:
-    """Device of this name, or with "auto" the GPU if there is one.
+    """Device of this name; "auto" is the GPU if there is one.
 
     Raises:
         UserError: this machine has no such device.

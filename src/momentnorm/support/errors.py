@@ -6,7 +6,7 @@ from .printable import printable
 
 
 class UserError(Exception):
-    """A request that cannot be carried out. The message is one printable line with the fix."""
+    """Request that cannot be carried out. The message is one printable line with the fix."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))

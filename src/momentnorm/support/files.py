@@ -1,4 +1,4 @@
-"""Files of the commands: read if regular, written whole or not at all, locked."""
+"""Files: regular ones for reading, whole-file writes, and locks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Answers of file systems that cannot flush or lock. The data is as safe there as it can be.
+#: Errors of file systems that cannot flush or lock. They are ignored.
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
 
@@ -27,7 +27,7 @@ def open_regular(path: Path) -> BinaryIO:
     """Open a regular file to read it. A FIFO or a device is refused without waiting.
 
     Raises:
-        OSError: it is not there, not readable, or not a regular file; ``strerror`` says which.
+        OSError: no such file, or it is not readable or not regular; ``strerror`` says which.
     """
     file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
     try:
@@ -48,17 +48,18 @@ def _without_waiting(path: str, flags: int) -> int:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the name ``path`` when it is complete.
 
-    An old file of that name stays until then. The contents reach the disk before the name does, so
-    a machine that loses power has the old file or the new one.
+    An old file of that name stays until then. The contents are flushed to the disk before the
+    rename, so a machine that loses power has the old file or the new one.
 
     Raises:
-        OSError: the folder is not there or cannot be written, or the disk is full. ``strerror``
+        OSError: the folder does not exist or cannot be written, or the disk is full. ``strerror``
             says which, and ``filename`` is the path.
     """
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         try:
-            with open(temporary, "xb") as file:  # the umask decides who may read it
+            # open, and not mkstemp: the umask sets the permissions.
+            with open(temporary, "xb") as file:
                 yield file
                 file.flush()
                 _flush_to_disk(file.fileno())
@@ -69,7 +70,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             raise
         _flush_folder(path.parent)
     except OSError as error:
-        # The caller does not know the temporary file. Encoders raise OSError with a text alone.
+        # Name the path, not the temporary file. Encoders raise OSError with only a text.
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
@@ -82,7 +83,7 @@ def _flush_to_disk(handle: int) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Write the names in a folder to the disk, where folders can be opened."""
+    """Flush the names in a folder to the disk, where folders can be opened."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows, or a folder that can be written and not read
@@ -95,14 +96,14 @@ def _flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file at ``path`` for this process; it is removed at the end.
+    """Hold the lock file at ``path`` for this process, and remove it at the end.
 
-    The system frees the lock of a process that is killed. Where it has no locks (Windows, some
-    network file systems) nothing is locked.
+    The system frees the lock of a process that is killed. Nothing is locked on Windows, nor on
+    network file systems without locks.
 
     Raises:
-        BlockingIOError: another holder has it.
-        OSError: the file cannot be created.
+        BlockingIOError: another holder has the lock.
+        OSError: the lock file cannot be created.
     """
     if sys.platform == "win32":
         yield
@@ -111,13 +112,14 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        # It is removed while it is locked. A process that has opened it notices that, in _lock.
+        # Remove the file before the lock ends. _lock notices a file that was removed meanwhile.
         with contextlib.suppress(OSError):
             os.unlink(path)
         os.close(handle)
 
 
 def _lock(path: Path) -> int:
+    """Handle of the lock file, locked."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -135,7 +137,7 @@ def _lock(path: Path) -> int:
 
 
 def _is_file_of(handle: int, path: Path) -> bool:
-    """Whether the name still belongs to the open file, which a former holder may have removed."""
+    """Whether the path still names the open file. A former holder may have removed it."""
     try:
         return os.path.samestat(os.fstat(handle), os.stat(path))
     except FileNotFoundError:
@@ -146,7 +148,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Write a whole file, or leave the old one as it is.
 
     Raises:
-        UserError: the place cannot be written.
+        UserError: the file cannot be written.
     """
     try:
         with whole_file(path) as file:
@@ -158,17 +160,16 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def check_path(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Check that a file of one of these formats can be written at ``path``.
+    """Check that ``path`` has one of these suffixes and is a possible place for a file.
 
     Raises:
-        UserError: another suffix, no such folder, or a folder of this name.
+        UserError: it has another suffix, its folder does not exist, or it is a folder.
     """
     if path.suffix.lower() not in suffixes:
         raise UserError(
-            f"{path}: no format is known by the suffix {path.suffix!r}: "
-            f"choose one of {', '.join(suffixes)}"
+            f"{path}: no format has the suffix {path.suffix!r}: choose one of {', '.join(suffixes)}"
         )
     if not os.path.isdir(path.parent):
         raise UserError(f"{path}: the folder {path.parent} does not exist: create it first")
     if os.path.isdir(path):
-        raise UserError(f"{path}: this is a folder: name a file, perhaps in it")
+        raise UserError(f"{path}: this is a folder: name a file")

@@ -1,4 +1,4 @@
-"""Image files, decoded: the reader of every command that takes a picture."""
+"""Images: the reader of every command that takes a picture."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Formats that are read. Pillow reads more, but for some, such as EPS, it starts other programs.
+#: Formats that are read. For some others, such as EPS, Pillow would start another program.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF")
 
 
 class ImageError(UserError):
-    """A file that is no usable picture. The message is one line that names the fix."""
+    """File that is no usable picture. The message is one line that names the fix."""
 
 
 @contextlib.contextmanager
 def opened_image(path: Path, name: str | None = None) -> Iterator[Image.Image]:
-    """Open the decoded picture of a file, as it is stored.
+    """Open an image file, and give the decoded picture.
 
-    An error in the block that converts the picture is raised as :class:`ImageError` too, since
-    damage can show late.
+    An error inside the ``with`` block is raised as :class:`ImageError` too, since some damage is
+    noticed only when the picture is converted.
 
     Args:
-        path: a regular file.
+        path: path of a regular file.
         name: its name in messages; default the path.
 
     Raises:
-        ImageError: no such file, not an image of :data:`FORMATS`, a damaged or an enormous one.
+        ImageError: no such file, not an image of :data:`FORMATS`, damaged, or too large.
     """
     with _explained(path if name is None else name), warnings.catch_warnings():
-        # Pillow's own limit stays: twice this warning's size is an error.
+        # Pillow warns of large images. Those of twice that size are still an error.
         warnings.simplefilter("ignore")
         Image.init()
-        known = [form for form in FORMATS if form in Image.OPEN]  # Pillow can lack WebP or AVIF
+        known = [form for form in FORMATS if form in Image.OPEN]  # WebP or AVIF may be missing
         with open_regular(path) as file, Image.open(file, formats=known) as image:
             image.load()
             yield image
@@ -50,7 +50,7 @@ def opened_image(path: Path, name: str | None = None) -> Iterator[Image.Image]:
 
 @contextlib.contextmanager
 def _explained(name: Path | str) -> Iterator[None]:
-    """Raise errors of opening and decoding as one line with the fix."""
+    """Raise errors of opening and decoding as :class:`ImageError` with the fix."""
     try:
         yield
     except ImageError as error:
@@ -68,13 +68,15 @@ def _explained(name: Path | str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ImageError(f"{name}: no such file; check the name") from error
     except IsADirectoryError as error:
-        raise ImageError(f"{name}: is a folder; an image file is needed here") from error
+        raise ImageError(f"{name}: is a folder; name an image file") from error
     except PermissionError as error:
         raise ImageError(f"{name}: not readable; check its permissions") from error
     except MemoryError as error:
-        raise ImageError(f"{name}: too large for this machine's memory") from error
+        raise ImageError(
+            f"{name}: too large for the memory of this machine; scale it down first"
+        ) from error
     except OSError as error:
-        if error.filename is None:  # from a decoder
+        if error.filename is None:  # decoders raise OSError without a file
             raise _damaged(name, error) from error
         raise ImageError(f"{name}: cannot be opened: {error.strerror}") from error
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What this machine has: its processor, cores and memory, and whether that was too little."""
+"""Machine: its processor, cores and memory, and errors for too little memory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def processor() -> str:
-    """Its name."""
+    """Name of the processor."""
     return _first("/proc/cpuinfo", "model name") or platform.processor() or "unknown processor"
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Number of cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception of torch or Python says so."""
+    """Whether an exception of torch or Python means that memory ran out."""
     text = str(error).lower()
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         "alloc" in text and "memory" in text
@@ -34,12 +34,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def usable_memory(root: Path = Path("/")) -> int | None:
-    """Bytes of memory that this process may use, where the system says so.
+    """Bytes of memory that this process may use, or None where the system does not say.
 
-    That is the machine's memory, or less where a control group sets a limit, as containers do.
+    They are the machine's memory, or less if a control group has a limit, as in a container.
 
     Args:
-        root: the folder that ``/proc`` and ``/sys`` are read from.
+        root: folder in which ``proc`` and ``sys`` are read.
     """
     kilobytes = _first(f"{root}/proc/meminfo", "MemTotal").partition(" ")[0]
     sizes = [int(kilobytes) * 1024] if kilobytes.isdecimal() else []
@@ -48,10 +48,10 @@ def usable_memory(root: Path = Path("/")) -> int | None:
 
 
 def _control_group_limits(root: Path) -> Iterator[int]:
-    """The memory limits of this process's control groups and of the groups around them.
+    """Memory limits of this process's control groups and of their parents.
 
-    Inside a container the path may lead nowhere, since it is the path on the host. The container's
-    own limit is then at the root.
+    In a container the path may not exist, since it is the path on the host. The container's own
+    limit is then at the root.
     """
     mounted = root / "sys/fs/cgroup"
     for line in _lines(root / "proc/self/cgroup"):
@@ -69,13 +69,13 @@ def _control_group_limits(root: Path) -> Iterator[int]:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had without swapping, where the system says so."""
+    """Bytes of memory that are free without swapping, or None where the system does not say."""
     kilobytes = _first("/proc/meminfo", "MemAvailable").partition(" ")[0]
     return int(kilobytes) * 1024 if kilobytes.isdecimal() else None
 
 
 def _first(path: str, name: str) -> str:
-    """What stands behind ``name:`` in one of Linux's files, or ""."""
+    """Text after the first ``name:`` in a file of Linux, or ""."""
     for line in _lines(Path(path)):
         if line.startswith(name):
             return line.partition(":")[2].strip()
@@ -83,7 +83,7 @@ def _first(path: str, name: str) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of one of Linux's files; none if it cannot be read."""
+    """Lines of a file of Linux; none if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Packages: optional dependencies, asked for where they are used."""
+"""Packages: checks for optional dependencies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 from .errors import UserError
 
-#: Names to install, by the name that is imported.
+#: Name of the package on PyPI, by the name of the module, where they differ.
 _PACKAGES = {"PIL": "pillow"}
 
 
@@ -19,7 +19,15 @@ def has(module: str) -> bool:
 
 
 def require(module: str, purpose: str) -> None:
-    """Raise a :class:`UserError` that names the package, where it is missing for ``purpose``."""
+    """Check that a module can be imported.
+
+    Args:
+        module: its name.
+        purpose: the feature that needs it, for the message.
+
+    Raises:
+        UserError: it is missing. The message names the package to install.
+    """
     if not has(module):
         raise UserError(
             f"{purpose} needs {_PACKAGES.get(module, module)}: pip install 'momentnorm[explain]'"

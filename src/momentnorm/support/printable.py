@@ -1,16 +1,16 @@
-"""Printable text: names and words from outside, on one line without unseen characters."""
+"""Printable text: strings from outside, on one line and without invisible characters."""
 
 from __future__ import annotations
 
 import unicodedata
 
-#: Unicode's categories of characters that a terminal or a page obeys and does not show: control
-#: characters, marks that turn the direction of writing, lone surrogates, line separators.
-_UNSEEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+#: Unicode's categories of invisible characters, some of which act on a terminal or a page: control
+#: characters, marks that change the direction of writing, lone surrogates, line separators.
+_INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
 
 
 def printable(text: object) -> str:
-    r"""``str(text)`` with every unseen character written as its escape.
+    r"""``str(text)`` with every invisible character written as its escape.
 
     >>> print(printable("a\x1b[31m\nb"))
     a\x1b[31m\nb
@@ -20,7 +20,7 @@ def printable(text: object) -> str:
         return shown
     return "".join(
         character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in _UNSEEN
+        if unicodedata.category(character) in _INVISIBLE
         else character
         for character in shown
     )

@@ -1,4 +1,4 @@
-"""Terminal: lines for people, progress bars, and how a command ends."""
+"""Terminal: lines on stderr, progress bars, exit codes, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ STOPPING = b"momentnorm: stopping after the current step; press Ctrl-C again to 
 
 
 def say(program: str, text: object) -> None:
-    """Print a line for people on stderr, apart from the output."""
+    """Print a line on stderr, which keeps it out of the output."""
     print(f"{program}: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def print_path(path: Path) -> None:
-    """Print the name of a written file on stdout, with unseen characters escaped."""
+    """Print the path of a written file on stdout, with invisible characters escaped."""
     print(printable(path))
 
 
@@ -39,15 +39,16 @@ def answer(
     stopped: str = "stopped",
     smaller: str = "choose a smaller size",
 ) -> int:
-    """Exit code of a command: that of ``action``, 2 for an error, 130 for Ctrl-C.
-
-    Each error is one line on stderr.
+    """Run a command, and print its error, if any, as one line on stderr.
 
     Args:
         program: the command, such as "momentnorm stylize".
-        action: the work; it returns an exit code, and raises :class:`UserError`.
-        stopped: the line after Ctrl-C.
-        smaller: the fix where memory runs out.
+        action: function that does the work. It returns an exit code or raises :class:`UserError`.
+        stopped: message after Ctrl-C.
+        smaller: fix that is named if memory runs out.
+
+    Returns:
+        The exit code: that of ``action``, 2 for an error, 130 for Ctrl-C.
     """
     try:
         return action()
@@ -65,7 +66,11 @@ def answer(
 
 
 def progress(*more: str) -> Progress:
-    """Progress bar on stderr, silent without a terminal. ``more`` names further fields to show."""
+    """Progress bar on stderr, silent without a terminal.
+
+    Args:
+        more: names of further fields of the task to show.
+    """
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -91,8 +96,8 @@ def progress(*more: str) -> Progress:
 def stop_requested() -> Iterator[Callable[[], bool]]:
     """Give a function that says whether Ctrl-C (or ``kill``) has asked the command to stop.
 
-    The first request is acknowledged at once on stderr, since the current step may take long. The
-    second one ends the program.
+    The first request prints a line at once, since the current step may take long. The second one
+    ends the program.
     """
     stopped = False
 

@@ -1,4 +1,4 @@
-"""The command line's outer layer: which command, and what is imported for it."""
+"""Command line: choice of the command, imports, streams that are closed or full."""
 
 from __future__ import annotations
 
@@ -83,6 +83,7 @@ def test_a_missing_extra_is_one_line(missing):
     result = python("-c", code)
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("momentnorm stylize: error: ")
     assert "pip install 'momentnorm[stylize]'" in result.stderr
 
 
@@ -112,13 +113,14 @@ def test_closed_streams_take_everything(line, code, tmp_path):
 @full_disk
 @pytest.mark.parametrize(
     ("line", "unbuffered"),
-    # argparse itself takes no notice of an error, so that --version is refused only at the end
+    # argparse ignores errors of its output, so --version fails only when main flushes
     [("doctor", ""), ("doctor", "1"), ("--version", "")],
 )
 def test_a_full_disk_is_one_line(line, unbuffered):
     result = shell(f"{line} >/dev/full", PYTHONUNBUFFERED=unbuffered)
     assert result.returncode == 2
-    assert result.stderr == ("momentnorm: the output cannot be written (No space left on device)\n")
+    error = "momentnorm: error: the output cannot be written (No space left on device)"
+    assert result.stderr == f"{error}; free space\n"
 
 
 def test_letters_that_the_terminal_lacks():

@@ -1,4 +1,4 @@
-"""Files: what may be read, what a failing disk leaves behind, one holder of a lock."""
+"""Files: regular ones are read, failed writes keep the old file, locks have one holder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write(path):
 
 
 def failure_of(write_it, *arguments):
-    """What was raised, or None."""
+    """Exception that the call raises, or None."""
     try:
         write_it(*arguments)
     except (OSError, KeyboardInterrupt) as error:
@@ -137,7 +137,7 @@ def test_a_killed_holder_leaves_no_lock(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="nothing is locked on Windows")
 def test_a_lock_that_its_holder_removes_meanwhile(tmp_path, monkeypatch):
-    """The name belongs to another file than the locked one: the lock is taken again."""
+    """A lock file that is removed while it is being locked is created and locked again."""
     path = tmp_path / ".lock"
     opened = []
 

@@ -1,4 +1,4 @@
-"""``momentnorm doctor`` says what is installed, and which backend takes a call, and why."""
+"""Doctor: installed versions, and the backend that takes a call."""
 
 from __future__ import annotations
 
@@ -61,5 +61,7 @@ def test_what_is_of_one_input_needs_its_shape(argv, capsys):
     assert stop.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"momentnorm doctor: {argv[0]} describes an input: give its --shape too")
+    assert err.startswith(
+        f"momentnorm doctor: error: {argv[0]} describes an input: give its --shape too"
+    )
     assert err.count("\n") == 1
