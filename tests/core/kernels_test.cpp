@@ -251,15 +251,15 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
   }
 
   // Through a tail: the gradient of z is an output that the other gradients are checked with.
-  Buffer<E> residual(count, offset), z_gradient(count, offset), z_gradient2(count, offset);
+  Buffer<E> residual(count, offset), residual_gradient(count, offset), residual_gradient2(count, offset);
   for (int64_t i = 0; i < count; ++i) residual.data[i] = E(normal(random));
   const bool adds = affine || activation == MOMENTNORM_IDENTITY;
   const momentnorm_tail tail = {activation, 0.125, adds ? residual.data : nullptr};
   momentnorm_normalize(&grid, &tail, x.data, w, bb, eps, y.data, mean2.data(), var2.data());
   momentnorm_normalize_backward(&grid, &tail, g.data, x.data, mean.data(), var.data(), w, bb, eps,
-                                dx.data, z_gradient.data, dweight.data, dbias.data, sums.data(),
+                                dx.data, residual_gradient.data, dweight.data, dbias.data, sums.data(),
                                 weighted.data());
-  results.add(y.data, count), results.add(dx.data, count), results.add(z_gradient.data, count);
+  results.add(y.data, count), results.add(dx.data, count), results.add(residual_gradient.data, count);
   results.add(dweight.data, channels), results.add(dbias.data, channels);
   bool good = mean == mean2 && var == var2;
   for (int64_t p = 0; compare && p < planes; ++p) {
@@ -274,7 +274,7 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
       good &= near(y.data[k], wanted.value, size_of_z);
       // At the corner of a ReLU either slope may come out.
       const bool corner = std::fabs(d * scale[p] + shift[p] + r) < 1e-5;
-      good &= corner || near(z_gradient.data[k], step, std::fabs(double(g.data[k])) * size_of_z);
+      good &= corner || near(residual_gradient.data[k], step, std::fabs(double(g.data[k])) * size_of_z);
       s += step;
     }
     if (activation != MOMENTNORM_RELU && activation != MOMENTNORM_LEAKY_RELU) {
@@ -291,8 +291,8 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
   }
   momentnorm_apply(&grid, &tail, x.data, mean.data(), scale.data(), shift.data(), y2.data);
   momentnorm_apply_gradient(&grid, &tail, g.data, x.data, mean.data(), scale.data(), shift.data(),
-                            scale.data(), b.data(), c.data(), dx2.data, z_gradient2.data);
-  check(sums == sums2 && weighted == weighted2 && y == y2 && dx == dx2 && z_gradient == z_gradient2,
+                            scale.data(), b.data(), c.data(), dx2.data, residual_gradient2.data);
+  check(sums == sums2 && weighted == weighted2 && y == y2 && dx == dx2 && residual_gradient == residual_gradient2,
         label + " separate kernels with a tail");
 
   // Over their own inputs: z's gradient over y's, dx over x.
@@ -303,7 +303,7 @@ Results run(momentnorm_grid grid, double centre, int64_t offset, bool affine, bo
   momentnorm_normalize_backward(&grid, &tail, g.data, x.data, mean.data(), var.data(), w, bb, eps,
                                 x.data, g.data, dweight.data, dbias.data, sums2.data(),
                                 weighted2.data());
-  check(x == dx && g == z_gradient && sums == sums2, label + " gradients in place");
+  check(x == dx && g == residual_gradient && sums == sums2, label + " gradients in place");
   return results;
 }
 
@@ -326,7 +326,7 @@ Results run_pools(const momentnorm_grid& grid, double centre, int64_t offset, bo
   std::mt19937 random(11);
   std::normal_distribution<double> normal;
   Buffer<E> x(count, offset), g(count, offset), residual(count, offset), y(count, offset),
-      dx(count, offset), z_gradient(count, offset);
+      dx(count, offset), residual_gradient(count, offset);
   Buffer<P> weight(channels, offset), bias(channels, offset), dweight(channels, offset),
       dbias(channels, offset);
   for (int64_t i = 0; i < count; ++i) {
@@ -339,7 +339,7 @@ Results run_pools(const momentnorm_grid& grid, double centre, int64_t offset, bo
   const double eps = 1e-5;
   const bool plain = activation == MOMENTNORM_IDENTITY;
   const momentnorm_tail tail = {activation, 0.125, plain ? nullptr : residual.data};
-  E* const through = plain ? nullptr : z_gradient.data;
+  E* const through = plain ? nullptr : residual_gradient.data;
   std::vector<double> mean(pools), var(pools);
   check(momentnorm_normalize(&grid, &tail, x.data, weight.data, bias.data, eps, y.data, mean.data(),
                              var.data()) == 0 &&
@@ -422,7 +422,7 @@ Results run_pools(const momentnorm_grid& grid, double centre, int64_t offset, bo
   momentnorm_normalize_backward(&grid, &tail, g.data, x.data, mean.data(), var.data(), weight.data,
                                 bias.data, eps, x.data, plain ? nullptr : g.data, dweight.data,
                                 dbias.data, nullptr, nullptr);
-  check(x == dx && (plain || g == z_gradient), label + " gradients in place");
+  check(x == dx && (plain || g == residual_gradient), label + " gradients in place");
   return results;
 }
 
