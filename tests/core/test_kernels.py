@@ -1,10 +1,8 @@
-"""The C++ kernels: the same bits on every instruction set, over threads and batches; and right."""
+"""C++ kernels: equal bits on every instruction set, thread count and batch, and right results."""
 
 from __future__ import annotations
 
-import copy
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -254,110 +252,11 @@ def test_overflowing_products_of_gradients(layout):
     torch.testing.assert_close(weighted_sums, exact, rtol=1e-6, atol=0)
 
 
-@pytest.fixture
-def no_memory_kept():
-    """Starts and ends with no pages kept, and the limit at 64 MB."""
-    cpu.limit_kept_memory(0)
-    cpu.limit_kept_memory(64 << 20)
-    yield
-    cpu.limit_kept_memory(0)
-    cpu.limit_kept_memory(64 << 20)
-
-
-@pytest.mark.usefixtures("no_memory_kept")
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_outputs_use_the_pages_of_those_before(dtype, layout):
-    x = feature_map(1, 5, 2**20, dtype, 0.0, layout)
-    exact = torch.nn.functional.instance_norm(x.double().contiguous()).to(dtype)
-    y, _, _ = cpu.normalize(x, None, None, 1e-5)
-    assert y.dtype == dtype
-    assert y.stride() == x.stride()
-    torch.testing.assert_close(y, exact)
-    address, size = y.data_ptr(), y.untyped_storage().nbytes()
-    del y
-    assert size <= cpu.kept_memory() < size + (2 << 20)
-    y, _, _ = cpu.normalize(x, None, None, 1e-5)
-    other, _, _ = cpu.normalize(x, None, None, 1e-5)
-    assert y.data_ptr() == address != other.data_ptr()
-    assert cpu.kept_memory() == 0
-
-
-@pytest.mark.usefixtures("no_memory_kept")
-def test_large_outputs_are_ordinary_tensors():
-    x = torch.randn(1, 5, 2**19, requires_grad=True)
-    y = functional.instance_norm(x)
-    assert y.data_ptr() % 64 == 0
-    with pytest.raises(RuntimeError, match="not resizable"):  # docs/contract.md
-        y.untyped_storage().resize_(0)
-    copies = (copy.deepcopy(y.detach()), pickle.loads(pickle.dumps(y.detach())))
-    y.detach().share_memory_()
-    for other in copies:
-        assert torch.equal(other, y)
-    y.mul_(2).sum().backward()
-    with torch.inference_mode():
-        assert functional.instance_norm(x).is_inference()
-
-
-@pytest.mark.usefixtures("no_memory_kept")
-def test_no_memory_is_kept_beyond_the_limit():
-    cpu.limit_kept_memory(0)
-    x = torch.randn(1, 5, 2**19)
-    y, _, _ = cpu.normalize(x, None, None, 1e-5)
-    assert y.untyped_storage().resizable()  # torch's own memory
-    del y
-    assert cpu.kept_memory() == 0
-
-
-def test_environment_limits_the_kept_memory():
-    code = (
-        "import torch; from momentnorm.core.backends import cpu;"
-        "x = torch.randn(1, 5, 2**19); cpu.normalize(x, None, None, 1e-5); print(cpu.kept_memory())"
-    )
-    assert in_new_process(code, MOMENTNORM_KEEP_MB="0").stdout == "0\n"
-    assert in_new_process(code, MOMENTNORM_KEEP_MB="64").stdout == f"{10 << 20}\n"
-    refused = in_new_process(code, MOMENTNORM_KEEP_MB="lots")
-    assert "MOMENTNORM_KEEP_MB is a whole number of megabytes, not 'lots'" in refused.stderr
-
-
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)])
 def test_empty(shape):
     y, mean, var = cpu.normalize(torch.empty(shape), None, None, 1e-5)
     assert y.shape == shape
     assert mean.shape == var.shape == shape[:2]
-
-
-def test_unknown_instruction_set():
-    with pytest.raises(ValueError, match=r"'v9' is not available: choose one of \w+"):
-        cpu.choose_instruction_set("v9")
-
-
-def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_environment_chooses_the_instruction_set():
-    narrowest = cpu.instruction_sets()[-1]
-    code = "from momentnorm.core.backends import cpu; print(cpu.instruction_set())"
-    assert in_new_process(code, MOMENTNORM_ISA=narrowest).stdout == narrowest + "\n"
-    refused = in_new_process(code, MOMENTNORM_ISA="v9")
-    assert refused.returncode == 1
-    assert "ValueError: instruction set 'v9' is not available: choose one of" in refused.stderr
-
-
-def test_without_kernels_the_reference_serves(monkeypatch):
-    monkeypatch.setattr(cpu, "_library", None)
-    monkeypatch.setattr(cpu, "_unavailable", "the kernels were not built")
-    x = torch.randn(2, 3, 8)
-    exact = torch.nn.functional.instance_norm(x.double())
-    torch.testing.assert_close(functional.instance_norm(x), exact.float())
-    assert cpu.instruction_sets() == []
 
 
 def executable(name: str) -> str:
@@ -418,8 +317,8 @@ def test_compiles_for_aarch64(tmp_path):
             "-fPIC",
             ROOT / "csrc/dispatch.cpp",
             ROOT / "csrc/memory.cpp",
-            ROOT / "csrc/channels_first.cpp",
-            ROOT / "csrc/channels_last.cpp",
+            ROOT / "csrc/kernels/channels_first.cpp",
+            ROOT / "csrc/kernels/channels_last.cpp",
             "-lm",
             "-o",
             tmp_path / "library.so",

@@ -24,9 +24,17 @@ needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not
 
 @needs_triton
 def test_kernels_under_the_interpreter():
-    """tests/triton_cases.py, in a process where nothing has imported Triton yet."""
+    """triton_cases.py, in a process where nothing has imported Triton yet."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_cases.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/core/triton_cases.py",
+        ],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
