@@ -262,6 +262,18 @@ def test_overflowing_products_of_gradients(path):
             assert_within((sums / largest).float(), right / largest, SUMS)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_x_hat_that_overflows_outside_a_plane(layout, path):
+    # Behind the last element of a plane, (0 - mean) / std overflows and the gradient is 0.
+    x = laid_out(torch.full((2, 2, 9, 13), 3e37), layout)
+    gradient = laid_out(torch.randn(2, 2, 9, 13), layout)
+    _, mean, var = backend.normalize(x, None, None, 1e-12)
+    dx, _, dweight, _, _ = backend.normalize_backward(gradient, x, mean, var, None, None, 1e-12)
+    centred = gradient.double() - gradient.double().mean((2, 3), keepdim=True)
+    assert_within(dx, 1e6 * centred, GRADIENT)
+    assert not dweight.any()
+
+
 def test_gradients_and_residuals_of_other_strides():
     x, gradient, residual, weight, bias = operands((2, 3, 6, 7), torch.float32, "channels_last")
     tail = Tail("relu", 0.1, residual.contiguous())
