@@ -18,13 +18,14 @@ from momentnorm.core.tail import Tail
 from momentnorm.doctor import command
 
 ROOT = Path(__file__).parents[2]
+CASES = ["tests/core/triton_cases.py", "tests/core/triton_layer_cases.py"]
 
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
 
 
 @needs_triton
 def test_kernels_under_the_interpreter():
-    """triton_cases.py, in a process where nothing has imported Triton yet."""
+    """The cases, in a process that has not imported Triton before."""
     result = subprocess.run(
         [
             sys.executable,
