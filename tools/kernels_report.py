@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels ahead of time: registers, spills and shared memory, no GPU needed.
+"""Report on the compiled Triton kernels: registers, spills and shared memory, without a GPU.
 
 ``make kernels-report`` prints the table and writes docs/gpu-kernels.md.
 """
@@ -29,19 +29,19 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
-#: Triton's names of what kernels are given.
+#: Triton's names of dtypes.
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
-#: The device of the cases: what is decided by its size is decided for one like the H100's.
+#: Multiprocessors of the device of the cases, as of an H100. Some launches depend on their number.
 PROCESSORS = 132
 
 
 class Case(NamedTuple):
-    """A call, and one of the kernels that it takes."""
+    """A call, and one of its kernels."""
 
     call: str
     kernel: str
-    operands: tuple[str | None, ...]  # the types of tensors and floats, and None
+    operands: tuple[str | None, ...]  # types of tensors and floats, or None
     launch: Launch
 
 
@@ -52,7 +52,7 @@ class Used(NamedTuple):
 
 
 def compiled(case: Case, target: GPUTarget) -> Any:
-    """The kernel as the first call would compile it, with aligned tensors."""
+    """Kernel as a first call with aligned tensors compiles it."""
     names = case.launch.kernel.arg_names
     values = (*case.operands, *case.launch.numbers, *case.launch.constants)
     given = len(case.operands) + len(case.launch.numbers)
@@ -76,7 +76,7 @@ def compiled(case: Case, target: GPUTarget) -> Any:
 
 
 def used(kernel: Any, target: GPUTarget) -> Used:
-    """What the assembler says about it."""
+    """Resources of a compiled kernel, from its assembly."""
     if target.backend == "hip":
         text = kernel.asm["amdgcn"]
         names = ("vgpr_count", "private_segment_fixed_size")
@@ -96,10 +96,10 @@ def used(kernel: Any, target: GPUTarget) -> Used:
 
 
 def cases() -> Iterator[Case]:
-    """Each kernel in the forms that matter, in turn."""
+    """Cases that cover each kernel, layout and way to split the work."""
     instance, wide, volume = (1, 1), "*fp64", (1, 128, 20 << 16)
     layers = (
-        # what, shape, last, samples and width of a pool, dtype, activation, residual
+        # name, shape, last, samples and width of a pool, dtype, activation, residual
         ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, instance, "fp32", "", False),
         ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, instance, "bf16", "", False),
         ("InstanceNorm 4x64x128x128", (4, 64, 16384), False, instance, "fp32", "", False),
@@ -157,7 +157,7 @@ def cases() -> Iterator[Case]:
         operands = (wide, wide, "*fp32", "*fp32", "fp32")
         yield Case(call, "parameter_gradients", operands, finish)
     given = (grid, 1, 1, "silu", True)
-    call = "moments from outside, 1x128x20x256x256, bf16, residual, silu"
+    call = "given moments, 1x128x20x256x256, bf16, residual, silu"
     operands = (x, x, x, wide, None, wide, wide, *floats)
     yield piece("apply", *operands, given=given, call=call)
     given_sums = (x, x, None, wide, wide, None, wide, wide, *floats)
@@ -169,7 +169,7 @@ def cases() -> Iterator[Case]:
 
 @contextlib.contextmanager
 def compiling_for(name: str) -> Iterator[GPUTarget]:
-    """Launches for this target, as long as this lasts."""
+    """Make launches for this target inside the ``with``."""
     cached = (launch.visit, launch.piece, launch.parameter_gradients)
     before, launch.THREADS = launch.THREADS, TARGETS[name].warp_size
     for function in cached:
@@ -183,7 +183,7 @@ def compiling_for(name: str) -> Iterator[GPUTarget]:
 
 
 def rows(targets: list[str]) -> Iterator[tuple[Case, dict[str, Used]]]:
-    """Every case, and what it uses on each target."""
+    """All cases, with their resources on each target."""
     found: dict[int, tuple[Case, dict[str, Used]]] = {}
     for name in targets:
         with compiling_for(name) as target:
@@ -219,10 +219,10 @@ def table(found: list[tuple[Case, dict[str, Used]]], targets: list[str]) -> str:
 HEADER = """\
 # The GPU kernels, compiled
 
-Written by `make kernels-report`, with Triton {version}: every kernel in the forms that matter,
-compiled for each target as the first call would compile it (on a device of {processors}
-multiprocessors). Nothing here was run. Of each: registers of a thread / bytes that it spills /
-bytes of shared memory. [gpu.md](gpu.md) says what the kernels do.
+Written by `make kernels-report` with Triton {version}. Each kernel is compiled for each target as a
+first call compiles it, on a device of {processors} multiprocessors. Nothing here was run. A cell
+is: registers of a thread / bytes that it spills / bytes of shared memory. [gpu.md](gpu.md)
+describes the kernels.
 
 """
 
@@ -230,7 +230,7 @@ bytes of shared memory. [gpu.md](gpu.md) says what the kernels do.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--output", type=Path, help="the Markdown file to write")
+    parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     text = HEADER.format(version=triton.__version__, processors=PROCESSORS)
     text += table(list(rows(options.targets)), options.targets) + "\n"

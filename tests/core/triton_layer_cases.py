@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks import accuracy, gpu, gpu_calls
+from benchmarks import accuracy, gpu, gpu_calls, gpu_times
 
 import momentnorm
 from momentnorm import Pool, use_backend
@@ -216,7 +216,7 @@ def test_launches_go_straight_to_what_was_compiled():
 
 
 def test_benchmarks_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu_calls, "TIMED", gpu_calls.TIMED[:1])
+    monkeypatch.setattr(gpu_times, "TIMED", gpu_times.TIMED[:1])
     monkeypatch.setattr(gpu_calls, "POOLS", {"group": Pool(1, 4)})
     gpu.main([str(tmp_path), "--smoke", "--only", "right", "small", "times", "accuracy"])
     document = (tmp_path / "gpu.md").read_text()
