@@ -95,31 +95,34 @@ def used(kernel: Any, target: GPUTarget) -> Used:
     return Used(registers, stack + local, kernel.metadata.shared)
 
 
+_INSTANCE, _VOLUME = (1, 1), (1, 128, 20 << 16)
+LAYERS = (
+    # name, shape, last, samples and width of a pool, dtype, activation, residual
+    ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, _INSTANCE, "fp32", "", False),
+    ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, _INSTANCE, "bf16", "", False),
+    ("InstanceNorm 4x64x128x128", (4, 64, 16384), False, _INSTANCE, "fp32", "", False),
+    ("InstanceNorm 4x64x128x128", (4, 64, 16384), False, _INSTANCE, "bf16", "leaky_relu", True),
+    ("InstanceNorm 16x512x8x8", (16, 512, 64), False, _INSTANCE, "fp16", "relu", False),
+    ("InstanceNorm 8x256x32x32", (8, 256, 1024), True, _INSTANCE, "bf16", "leaky_relu", True),
+    ("InstanceNorm 64x256x64x64", (64, 256, 4096), True, _INSTANCE, "fp32", "", False),
+    ("GroupNorm(32) 16x320x64x64", (16, 320, 4096), False, (1, 10), "bf16", "silu", False),
+    ("GroupNorm(32) 16x320x64x64", (16, 320, 4096), True, (1, 10), "bf16", "silu", False),
+    ("LayerNorm 512x384x56x56", (512, 384, 56 * 56), True, (1, 384), "bf16", "", False),
+    ("GroupNorm(32) 16x320x16x16", (16, 320, 256), False, (1, 10), "fp32", "gelu", False),
+    ("BatchNorm 32x512x28x28", (32, 512, 784), False, (32, 1), "bf16", "relu", True),
+    ("InstanceNorm 4x50x31x33", (4, 50, 31 * 33), False, _INSTANCE, "fp32", "", False),
+    ("GroupNorm(8) 4096x64", (4096, 64, 1), True, (1, 8), "fp32", "", False),
+    ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), False, _INSTANCE, "bf16", "tanh", True),
+    ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, _INSTANCE, "bf16", "", False),
+    ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, _INSTANCE, "fp32", "", False),
+    ("GroupNorm(32) 1x128x20x256x256", _VOLUME, False, (1, 4), "bf16", "silu", False),
+)  # fmt: skip
+
+
 def cases() -> Iterator[Case]:
     """Cases that cover each kernel, layout and way to split the work."""
-    instance, wide, volume = (1, 1), "*fp64", (1, 128, 20 << 16)
-    layers = (
-        # name, shape, last, samples and width of a pool, dtype, activation, residual
-        ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, instance, "fp32", "", False),
-        ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, instance, "bf16", "", False),
-        ("InstanceNorm 4x64x128x128", (4, 64, 16384), False, instance, "fp32", "", False),
-        ("InstanceNorm 4x64x128x128", (4, 64, 16384), False, instance, "bf16", "leaky_relu", True),
-        ("InstanceNorm 16x512x8x8", (16, 512, 64), False, instance, "fp16", "relu", False),
-        ("InstanceNorm 8x256x32x32", (8, 256, 1024), True, instance, "bf16", "leaky_relu", True),
-        ("InstanceNorm 64x256x64x64", (64, 256, 4096), True, instance, "fp32", "", False),
-        ("GroupNorm(32) 16x320x64x64", (16, 320, 4096), False, (1, 10), "bf16", "silu", False),
-        ("GroupNorm(32) 16x320x64x64", (16, 320, 4096), True, (1, 10), "bf16", "silu", False),
-        ("LayerNorm 512x384x56x56", (512, 384, 56 * 56), True, (1, 384), "bf16", "", False),
-        ("GroupNorm(32) 16x320x16x16", (16, 320, 256), False, (1, 10), "fp32", "gelu", False),
-        ("BatchNorm 32x512x28x28", (32, 512, 784), False, (32, 1), "bf16", "relu", True),
-        ("InstanceNorm 4x50x31x33", (4, 50, 31 * 33), False, instance, "fp32", "", False),
-        ("GroupNorm(8) 4096x64", (4096, 64, 1), True, (1, 8), "fp32", "", False),
-        ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), False, instance, "bf16", "tanh", True),
-        ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, instance, "bf16", "", False),
-        ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, instance, "fp32", "", False),
-        ("GroupNorm(32) 1x128x20x256x256", volume, False, (1, 4), "bf16", "silu", False),
-    )  # fmt: skip
-    for what, (batch, channels, size), last, pool, dtype, activation, added in layers:
+    wide = "*fp64"
+    for what, (batch, channels, size), last, pool, dtype, activation, added in LAYERS:
         grid = Grid(batch, channels, size, last, 4 if dtype == "fp32" else 2, 0)
         call = f"{what}, {dtype}" + ", channels_last" * (last and size > 1)
         if activation or added:
