@@ -20,9 +20,9 @@ from support.layouts import feature_map
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
 
 ROOT = Path(__file__).parents[2]
-#: Inputs of the fuzz target that failed once.
+#: Inputs for which the fuzz target once failed.
 FAILED_INPUTS = sorted((ROOT / "tests/data/fuzz").glob("kernels-*.bin"))
-# Around the lanes (16), a chunk of columns (1024), a block (8192), and several blocks.
+# Sizes around the number of lanes (16), a chunk (1024) and a block (8192), and of several blocks.
 SIZES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 1023, 1024, 1025, 8191, 8192, 8193, 20000)
 GRIDS = ((1, 1), (2, 3), (1, 5), (2, 48))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -93,7 +93,7 @@ def test_same_bits_through_a_tail(size, activation, dtype, layout, restored):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_to_the_last_digits(activation):
-    """Every activation on its own, in float32: relative to the larger of result and 1e-3."""
+    """Activations in float32, with errors relative to the larger of result and 1e-3."""
     z = torch.cat([torch.linspace(-90, 90, 20001), torch.linspace(-1, 1, 20001)])
     exact = z.double().requires_grad_()
     wanted = reference.activate(exact, activation, 0.1)
@@ -160,8 +160,8 @@ def test_every_kernel_agrees_with_the_reference(size, grid, mean, dtype, layout)
         "dweight": (weighted * rstd).sum(0),
         "dbias": sums.sum(0),
     }
-    # Roundings of the type that is computed in, relative to the largest term; in float64 the mean's
-    # own rounding counts as well. Half types round the result once more.
+    # Bounds are roundings of the compute type, relative to the largest term. In float64 the
+    # rounding of the mean is added. Half types round the result once more.
     if dtype == torch.float64:  # hundreds of additions, in one order of many
         unit = 64 * torch.finfo(torch.float64).eps
     else:
@@ -198,13 +198,13 @@ def test_accurate_far_from_zero(size, mean_over_std):
 @pytest.mark.parametrize(
     "plane",
     [
-        # The first eighth of a block is no guide to the rest of it.
+        # The first eighth of a block differs from the rest.
         torch.cat([torch.zeros(1024), 1000 + 0.01 * torch.linspace(-1, 1, 7168)]),
         torch.cat([torch.full((1024,), 5e4), torch.linspace(-1, 1, 7168)]),
-        # Squares beyond float32's range, at both ends.
+        # Squares overflow float32.
         1e20 * torch.linspace(-1, 2, 5000),
         1e37 * torch.linspace(-1, 2, 5000),
-        # Equal squares, whose roundings all go the same way.
+        # Equal squares have equal roundings, which do not cancel.
         0.31622776 * torch.ones(8192).cumsum(0).sin().sign(),
     ],
     ids=["outliers-low", "outliers-high", "1e20", "1e37", "equal-squares"],
@@ -275,7 +275,7 @@ def executable(name: str) -> str:
     ids=["address", "thread"],
 )
 def test_kernels_under_sanitizers(sanitizers, narrowest, programs, tmp_path):
-    """The C++ tests and two seconds of the fuzz target, built with gcc's sanitizers."""
+    """C++ tests, and two seconds of the fuzz target, with the sanitizers of gcc."""
     commands = (
         [
             executable("cmake"),
