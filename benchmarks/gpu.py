@@ -1,9 +1,9 @@
-"""Everything about the GPU backend in one run: right, how accurate, how fast.
+"""Checks and times of the GPU backend, in one run.
 
-``python -m benchmarks.gpu FOLDER`` takes less than eight minutes, and writes gpu.md and its CSV
-files there. Without a GPU it writes that nothing was measured. ``--smoke`` runs all of it on the
-CPU with tiny inputs under Triton's interpreter (``TRITON_INTERPRET=1``), so that no minute of a GPU
-is lost to a mistake in here.
+``python -m benchmarks.gpu FOLDER`` takes less than eight minutes, and writes gpu.md and CSV files
+to the folder. Without a GPU it writes that nothing was measured. ``--smoke`` runs all parts on the
+CPU with tiny inputs, under Triton's interpreter (``TRITON_INTERPRET=1``), to find mistakes in the
+benchmark without a GPU.
 """
 
 from __future__ import annotations
@@ -21,27 +21,17 @@ import torch
 from momentnorm import use_backend
 from momentnorm.core.backends import triton as backend
 
-from . import accuracy, networks
-from .gpu_calls import (
-    Machine,
-    Right,
-    Small,
-    Timed,
-    Trained,
-    accuracies,
-    rights,
-    smalls,
-    times,
-    trained,
-)
+from . import accuracy_bound, accuracy_report, networks
+from .gpu_calls import Machine, Right, accuracies, rights
+from .gpu_times import Small, Timed, Trained, smalls, times, trained
 
 HEADER = """\
 # The GPU backend, measured
 
 Written by `python -m benchmarks.gpu` on {environment}.
 
-Times are medians between CUDA events. Between two calls 256 MB are written, so that neither finds
-its data in the L2 cache; networks and graphs run without that.
+Times are medians between CUDA events. 256 MB are written between two calls, so that their data is
+not in the L2 cache. Networks and graphs run without these writes.
 """
 
 
@@ -64,9 +54,9 @@ def of_rights(rows: list[Right]) -> str:
     return text + "".join(f"\nWrong: {row}" for row in bad)
 
 
-def of_accuracies(rows: list[accuracy.Row]) -> str:
+def of_accuracies(rows: list[accuracy_bound.Row]) -> str:
     lines = []
-    for key, group in accuracy.grouped(rows, "dtype", "ratio", "result").items():
+    for key, group in accuracy_report.grouped(rows, "dtype", "ratio", "result").items():
         ours, theirs, share = (
             max(getattr(r, of) for r in group) for of in ("ours", "torch", "share")
         )
@@ -131,7 +121,7 @@ PARTS: dict[str, tuple[Callable[[Machine], Iterator[Any]], Callable[[list[Any]],
 NOT_MEASURED = """\
 # The GPU backend: not measured
 
-There is no GPU here (torch {torch}). Where there is one, `python -m benchmarks.gpu FOLDER`
+This machine has no GPU (torch {torch}). On a machine with a GPU, `python -m benchmarks.gpu FOLDER`
 measures:
 
 | what | result |
@@ -161,14 +151,14 @@ def measure(machine: Machine, folder: Path, only: Sequence[str]) -> str:
             text += f"\n{told(rows)}\nIn {time.monotonic() - begin:.0f} s.{left_out}\n"
         else:
             text += f"\n## {name}\n\nNot measured: no time was left.\n"
-        (folder / "gpu.md").write_text(text)  # what there is, should the rest fail
+        (folder / "gpu.md").write_text(text)  # so that a later failure loses nothing
     return text
 
 
 def environment(machine: Machine) -> str:
     import triton
 
-    where = "the CPU, interpreted, for a try: the times mean nothing"
+    where = "the CPU, interpreted, as a trial: the times mean nothing"
     if machine.device.type == "cuda":
         where = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
         if torch.version.hip:
@@ -178,16 +168,18 @@ def environment(machine: Machine) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
-    parser.add_argument("folder", type=Path, help="where gpu.md and its CSV files go")
-    parser.add_argument("--smoke", action="store_true", help="tiny inputs, under the interpreter")
+    parser.add_argument("folder", type=Path, help="folder for gpu.md and the CSV files")
     parser.add_argument(
-        "--seconds", type=float, default=440.0, help="begin nothing new after these"
+        "--smoke", action="store_true", help="run tiny inputs under the interpreter"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=440.0, help="start no measurement after this time"
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     if options.smoke and not backend.INTERPRETED:
-        parser.error("--smoke runs under the interpreter: set TRITON_INTERPRET=1")
+        parser.error("--smoke needs the interpreter: set TRITON_INTERPRET=1")
     if not options.smoke and not torch.cuda.is_available():
         text = NOT_MEASURED.format(torch=torch.__version__)
         (options.folder / "gpu.md").write_text(text)

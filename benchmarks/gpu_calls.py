@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures: whether calls are right, how accurate and how fast they are."""
+"""Checks of benchmarks/gpu.py: right results and errors of calls, and the device of a run."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-import momentnorm
 from momentnorm import Pool, functional
 from momentnorm.core.backends import reference
 from momentnorm.core.backends import triton as backend
 from momentnorm.core.tail import ACTIVATIONS, Tail
 
-from . import accuracy, networks
+from . import accuracy, accuracy_bound
 
 Call = Callable[[], object]
 
-#: What a GPU has to write between two calls so that neither finds its data in the L2 cache.
+#: Bytes that are written between two calls, so that their data is not in the L2 cache.
 FLUSH = 256 << 20
 
 
@@ -32,11 +30,11 @@ def _event() -> torch.cuda.Event:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it runs, and how a call is timed there."""
+    """Device of a run, and the timing of calls on it."""
 
     device: torch.device
     smoke: bool
-    ends: float  # when no new measurement is begun, by time.monotonic
+    ends: float  # time.monotonic() after which no measurement starts
 
     @property
     def late(self) -> bool:
@@ -47,7 +45,7 @@ class Machine:
             torch.cuda.synchronize()
 
     def seconds(self, call: Call, budget: float = 0.25, flush: bool = True) -> float:
-        """The median time of a call on the GPU, from event to event."""
+        """Median time of a call on the GPU, between two events."""
         if self.smoke:
             begin = time.perf_counter()
             call()
@@ -70,7 +68,7 @@ class Machine:
         return statistics.median(times)
 
     def host(self, call: Call) -> float:
-        """The time that a call takes of Python's, where the GPU keeps up."""
+        """Time of a call on the host, for calls that are short on the GPU."""
         calls, rounds = (1, 1) if self.smoke else (50, 20)
         times: list[float] = []
         for _ in range(rounds + 1):
@@ -83,12 +81,12 @@ class Machine:
         return statistics.median(times[1:])  # without the first round, which compiles
 
 
-# ---- Is it right? ----
+# ---- Right results ----
 
 
 @dataclass(frozen=True)
 class Right:
-    """The largest errors of one call, in epsilons of the dtype, of the largest value."""
+    """Largest errors of one call, in epsilons of the dtype, relative to the largest value."""
 
     shape: str
     dtype: str
@@ -98,12 +96,12 @@ class Right:
     y: float
     dx: float
     parameters: float
-    same_bits: bool  # twice
+    same_bits: bool  # of two equal calls
 
     @property
     def ok(self) -> bool:
         half = self.dtype != "float32"
-        y, dx = (1, 4) if half else (8, 32)  # as in tests/tolerances.py
+        y, dx = (1, 4) if half else (8, 32)  # as in tests/support/tolerances.py
         return self.y <= y and self.dx <= dx and self.parameters <= 64 and self.same_bits
 
 
@@ -113,7 +111,7 @@ POOLS = {
     "layer": Pool(1, None),
     "batch": Pool(None, 1),
 }
-#: One for each way in which work is split, and sizes that nothing divides.
+#: Shapes for each way to split the work, and sizes without divisors.
 SHAPES = ((2, 8, 5, 7), (8, 64, 32, 32), (4, 8, 130, 129), (2, 8, 64, 64, 64), (70000, 4, 3))
 TINY = ((2, 4, 3, 5),)
 
@@ -170,7 +168,7 @@ def right(
     dx, _, dweight, dbias, _ = reference.normalize_backward(
         gradient.double(), wide, mean, var, wide_weight, wide_bias, 1e-5, pool, exact_tail
     )
-    # At the kink of a ReLU a rounding decides which slope an element has.
+    # At the corner of a ReLU the slope of an element depends on a rounding.
     before, _, _ = reference.normalize(
         wide, wide_weight, wide_bias, 1e-5, pool, exact_tail._replace(activation="")
     )
@@ -188,11 +186,11 @@ def right(
     )
 
 
-# ---- How accurate? ----
+# ---- Errors ----
 
 
-def accuracies(machine: Machine) -> Iterator[accuracy.Row]:
-    """The sweep of docs/accuracy.md, in part."""
+def accuracies(machine: Machine) -> Iterator[accuracy_bound.Row]:
+    """A part of the sweep of docs/accuracy.md."""
     sizes = (64,) if machine.smoke else (2, 64, 1024, 16384, 4**9)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         for size in sizes:
@@ -203,11 +201,11 @@ def accuracies(machine: Machine) -> Iterator[accuracy.Row]:
                     yield from judged(machine, x, ratio)
 
 
-def judged(machine: Machine, x: Tensor, ratio: float) -> Iterator[accuracy.Row]:
+def judged(machine: Machine, x: Tensor, ratio: float) -> Iterator[accuracy_bound.Row]:
     gradient = torch.randn(x.shape).to(x.dtype)
     weight, bias = torch.rand(x.shape[1]) + 0.5, torch.randn(x.shape[1])
     inputs = (x, gradient, weight, bias)
-    exact = accuracy.Exact(*inputs, accuracy.NOISE[torch.float32])
+    exact = accuracy_bound.Exact(*inputs, accuracy_bound.NOISE[torch.float32])
     eps = torch.finfo(x.dtype).eps
 
     def there(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -225,8 +223,8 @@ def judged(machine: Machine, x: Tensor, ratio: float) -> Iterator[accuracy.Row]:
         }
         for i, (result, evaluate) in enumerate((("y", exact.forward), ("dx", exact.backward))):
             found = {name: both[i] for name, both in results.items()}
-            errors = accuracy.compare(found, exact.size, evaluate)
-            yield accuracy.Row(
+            errors = accuracy_bound.compare(found, exact.size, evaluate)
+            yield accuracy_bound.Row(
                 input="noise",
                 dtype=str(x.dtype).removeprefix("torch."),
                 size=exact.size,
@@ -237,236 +235,3 @@ def judged(machine: Machine, x: Tensor, ratio: float) -> Iterator[accuracy.Row]:
                 torch=errors["torch"][0] / eps,
                 share=errors["ours"][1],
             )
-
-
-# ---- How fast? ----
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Median seconds on the GPU."""
-
-    call: str
-    shape: str
-    dtype: str
-    layout: str
-    copy: float
-    forward: float
-    torch_forward: float
-    compiled_forward: float | None
-    training: float
-    torch_training: float
-    compiled_training: float | None
-    traffic: float  # gigabytes of a copy: read once, written once
-
-
-def _instance(channels: int) -> tuple[nn.Module, nn.Module]:
-    return momentnorm.InstanceNorm2d(channels, affine=True), nn.InstanceNorm2d(
-        channels, affine=True
-    )
-
-
-def _instance_3d(channels: int) -> tuple[nn.Module, nn.Module]:
-    ours = momentnorm.InstanceNorm3d(channels, affine=True, activation="leaky_relu")
-    return ours, nn.Sequential(nn.InstanceNorm3d(channels, affine=True), nn.LeakyReLU(0.01))
-
-
-def _group_silu(channels: int) -> tuple[nn.Module, nn.Module]:
-    groups = min(32, channels)
-    ours = momentnorm.GroupNorm(groups, channels, activation="silu")
-    return ours, nn.Sequential(nn.GroupNorm(groups, channels), nn.SiLU())
-
-
-def _batch_relu(channels: int) -> tuple[nn.Module, nn.Module]:
-    ours = momentnorm.BatchNorm2d(channels, activation="relu")
-    return ours, nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
-
-
-#: What, of which shape, and whether torch.compile is timed too (it takes long to compile).
-TIMED: tuple[tuple[str, Callable[[int], tuple[nn.Module, nn.Module]], tuple[int, ...], bool], ...]
-TIMED = (
-    ("InstanceNorm", _instance, (1, 256, 64, 64), True),
-    ("InstanceNorm", _instance, (8, 128, 64, 64), True),
-    ("InstanceNorm", _instance, (16, 512, 8, 8), False),
-    ("InstanceNorm", _instance, (4, 64, 128, 128), False),
-    ("InstanceNorm", _instance, (32, 64, 256, 256), True),
-    ("InstanceNorm", _instance, (1, 3, 2048, 2048), False),
-    ("InstanceNorm + LeakyReLU", _instance_3d, (2, 32, 128, 128, 128), True),
-    ("GroupNorm + SiLU", _group_silu, (16, 320, 64, 64), True),
-    ("GroupNorm + SiLU", _group_silu, (1, 128, 20, 256, 256), True),
-    ("BatchNorm + ReLU", _batch_relu, (64, 256, 56, 56), True),
-)
-
-
-def times(machine: Machine) -> Iterator[Timed]:
-    for what, layers, shape, compiles in TIMED:
-        if machine.smoke:
-            shape = (2, 4, *(3,) * (len(shape) - 2))
-        for dtype in (torch.bfloat16, torch.float32):
-            for layout in ("contiguous", "channels_last"):
-                if not machine.late:
-                    compiled = compiles and dtype == torch.bfloat16
-                    yield timed(machine, what, layers(shape[1]), shape, dtype, layout, compiled)
-
-
-def timed(
-    machine: Machine,
-    what: str,
-    layers: tuple[nn.Module, nn.Module],
-    shape: tuple[int, ...],
-    dtype: torch.dtype,
-    layout: str,
-    compiled: bool,
-) -> Timed:
-    torch.manual_seed(0)
-    ours, theirs = (layer.to(machine.device) for layer in layers)
-    x, gradient = (
-        laid_out(torch.randn(shape, device=machine.device).to(dtype), layout) for _ in range(2)
-    )
-    leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    target = torch.empty_like(x)
-    peers: dict[str, Callable[[Tensor], Tensor]] = {"ours": ours, "torch": theirs}
-    if compiled:
-        # Recompiled for each shape, as the graph of a fixed network would be.
-        torch._dynamo.reset()
-        peers["compiled"] = torch.compile(
-            theirs, dynamic=False, backend="eager" if machine.smoke else "inductor"
-        )
-    found: dict[str, float] = {}
-    for name, layer in peers.items():
-
-        def forward(layer: Callable[[Tensor], Tensor] = layer) -> None:
-            with torch.no_grad():
-                layer(x)
-
-        def training(layer: Callable[[Tensor], Tensor] = layer) -> None:
-            leaf.grad = None
-            layer(leaf).backward(gradient)  # type: ignore[no-untyped-call]
-
-        found[name] = machine.seconds(forward)
-        found[name + " training"] = machine.seconds(training)
-    return Timed(
-        what,
-        "x".join(map(str, shape)),
-        str(dtype).removeprefix("torch."),
-        layout,
-        machine.seconds(lambda: target.copy_(x)),
-        found["ours"],
-        found["torch"],
-        found.get("compiled"),
-        found["ours training"],
-        found["torch training"],
-        found.get("compiled training"),
-        2 * x.nbytes / 1e9,
-    )
-
-
-@dataclass(frozen=True)
-class Small:
-    """Seconds of Python for a call on a small input, and in a CUDA graph."""
-
-    call: str
-    ours: float
-    torch: float
-    ours_graph: float | None
-    torch_graph: float | None
-
-
-def smalls(machine: Machine) -> Iterator[Small]:
-    x = torch.randn(1, 8, 4, 4, device=machine.device)
-    leaf, gradient = x.clone().requires_grad_(), torch.randn_like(x)
-    layers = [layer.to(machine.device) for layer in _instance(8)]
-
-    def forward(layer: nn.Module) -> Call:
-        def call() -> Tensor:
-            with torch.no_grad():
-                y: Tensor = layer(x)
-                return y
-
-        return call
-
-    def training(layer: nn.Module) -> Call:
-        def call() -> None:
-            layer(leaf).backward(gradient)
-
-        return call
-
-    graphs: list[float | None] = [None, None]
-    if machine.device.type == "cuda":
-        graphs = [captured(machine, forward(layer), layer, x) for layer in layers]
-    for task in (forward, training):
-        ours, theirs = (machine.host(task(layer)) for layer in layers)
-        yield Small(task.__name__, ours, theirs, *(graphs if task is forward else (None, None)))
-
-
-def captured(machine: Machine, call: Call, layer: nn.Module, x: Tensor) -> float:
-    """The time of a replay, which gives what a call gives."""
-    call()
-    machine.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = call()
-    x.normal_()
-    graph.replay()
-    with torch.no_grad():
-        torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
-    return machine.seconds(graph.replay, flush=False)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Median seconds of a training step of a network."""
-
-    network: str
-    layout: str
-    none: float
-    torch: float
-    ours: float
-    fused: float
-
-
-def trained(machine: Machine) -> Iterator[Trained]:
-    features = (4, 8) if machine.smoke else (32, 64, 128, 256, 320)
-    width, blocks = (4, 1) if machine.smoke else (64, 9)
-    todo: tuple[tuple[str, Callable[[str], nn.Module], tuple[int, ...]], ...] = (
-        (
-            "residual 3D U-Net, bf16 autocast",
-            lambda norm: networks.UNet(norm, features),
-            (1, 1, 8, 8, 8) if machine.smoke else (2, 1, 128, 128, 128),
-        ),
-        (
-            "CycleGAN generator, bf16 autocast",
-            lambda norm: networks.generator(norm, width, blocks),
-            (1, 3, 16, 16) if machine.smoke else (4, 3, 256, 256),
-        ),
-    )
-    for name, build, shape in todo:
-        for layout in ("contiguous", "channels_last"):
-            if not machine.late:
-                yield Trained(name, layout, **steps(machine, build, shape, layout))
-
-
-def steps(
-    machine: Machine, build: Callable[[str], nn.Module], shape: tuple[int, ...], layout: str
-) -> dict[str, float]:
-    torch.manual_seed(0)
-    memory_format = torch.contiguous_format
-    if layout == "channels_last":
-        memory_format = torch.channels_last_3d if len(shape) == 5 else torch.channels_last
-    x = torch.randn(shape, device=machine.device).contiguous(memory_format=memory_format)
-    found = {}
-    for norm in networks.NORMS:
-        model = build(norm).to(machine.device)
-        model.to(memory_format=memory_format)  # type: ignore[call-overload]
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
-
-        def step(model: nn.Module = model, optimizer: Any = optimizer) -> None:
-            optimizer.zero_grad()
-            with torch.autocast(machine.device.type, torch.bfloat16):
-                loss = model(x).float().square().mean()
-            loss.backward()
-            optimizer.step()
-
-        found[norm] = machine.seconds(step, budget=3.0, flush=False)
-        del model, optimizer
-    return found

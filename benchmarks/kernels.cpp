@@ -1,18 +1,18 @@
-// One thread, straight into the kernels: what docs/kernels.md counts in.
+// Times of the kernels on one thread, in copies, for docs/kernels.md.
 //
 //   g++ -std=c++20 -O3 -march=x86-64-v4 -Wno-psabi -ffp-contract=off -fno-math-errno \
 //       -fno-trapping-math -DMOMENTNORM_NAMESPACE=kernels benchmarks/kernels.cpp \
-//       csrc/channels_first.cpp csrc/channels_last.cpp -o kernels
+//       csrc/kernels/channels_first.cpp csrc/kernels/channels_last.cpp csrc/memory.cpp -o kernels
 //   ./kernels 8 128 4096 0 0         # samples, channels, size, dtype, layout as in momentnorm.h
-//   ./kernels 8 128 4096 0 0 1 16    # and the pool's samples and channels, if not one plane
-#include "../csrc/kernels.h"
-
+//   ./kernels 8 128 4096 0 0 1 16    # followed by samples and channels of a pool
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
+
+#include "../csrc/kernel_table.h"
 
 namespace MOMENTNORM_NAMESPACE {
 extern const Kernels kChannelsFirst[];
@@ -21,7 +21,7 @@ extern const Kernels kChannelsLast[];
 
 namespace {
 
-// The lower quartile of 200 calls, in microseconds.
+// Lower quartile of 200 calls, in microseconds.
 template <class Call>
 double time(Call call) {
   static const int kCalls = std::getenv("CALLS") ? std::atoi(std::getenv("CALLS")) : 200;

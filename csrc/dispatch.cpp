@@ -1,4 +1,4 @@
-// The C ABI: picks the instruction set once, and forwards each call to its kernels.
+// Dispatch: the C ABI. It picks the instruction set once, and forwards each call to its kernels.
 #include <string.h>
 
 #include "kernel_table.h"
@@ -28,10 +28,11 @@ constexpr InstructionSet kBuilt[] = {
 #undef ENTRY
 };
 
+// Whether this processor runs an instruction set.
 bool runs(const char* name) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  // The features of the psABI's levels that these kernels' compiler flags let it use.
+  // The features of the psABI's x86-64 levels that compilers use for these kernels.
   const bool v2 = __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
   const bool v3 = v2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                   __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
@@ -44,6 +45,7 @@ bool runs(const char* name) {
 #endif
 }
 
+// The instruction sets that this processor runs, and the one in use.
 struct Choice {
   const InstructionSet* chosen = nullptr;
   char names[32] = "";
@@ -63,15 +65,17 @@ struct Choice {
 
 Choice choice;
 
-// The instruction set in use. Threads may choose another one while others call.
+// The instruction set in use. It is read atomically, since a thread may choose one while others
+// call.
 const InstructionSet* chosen_set() { return __atomic_load_n(&choice.chosen, __ATOMIC_RELAXED); }
 
-ThreadPool pool = {nullptr, nullptr};
+ThreadPool threads = {nullptr, nullptr};
 
 bool known(int32_t value, int32_t count) { return value >= 0 && value < count; }
 
 constexpr Tail kPlain = {MOMENTNORM_IDENTITY, 0, nullptr};
 
+// Finds the kernels of a call. Returns MOMENTNORM_OK, or the reason why there are none.
 int32_t find_kernels(const Grid& grid, const Tail* tail, const Kernels** kernels) {
   const InstructionSet* const chosen = chosen_set();
   if (chosen == nullptr) return MOMENTNORM_NO_INSTRUCTION_SET;
@@ -84,16 +88,16 @@ int32_t find_kernels(const Grid& grid, const Tail* tail, const Kernels** kernels
       grid.channels % grid.pool_channels != 0) {
     return MOMENTNORM_UNEVEN_POOL;
   }
-  // Planes of one element lie in both ways. Pools of several of one sample are runs.
-  const bool runs = grid.pool_samples == 1 && grid.pool_channels > 1;
+  // Planes of one element have both layouts. channels_first is faster for pools along a sample.
+  const bool along_sample = grid.pool_samples == 1 && grid.pool_channels > 1;
   const int32_t layout = grid.size != 1 ? grid.layout
-                         : runs         ? MOMENTNORM_CHANNELS_FIRST
+                         : along_sample ? MOMENTNORM_CHANNELS_FIRST
                                         : MOMENTNORM_CHANNELS_LAST;
   *kernels = &chosen->kernels[layout][grid.dtype];
   return MOMENTNORM_OK;
 }
 
-// The grid for functions that look at no pools.
+// The grid for functions that ignore pools.
 Grid of_planes(const Grid& grid) {
   Grid planes = grid;
   planes.pool_samples = planes.pool_channels = 1;
@@ -123,10 +127,10 @@ int32_t momentnorm_choose_instruction_set(const char* name) {
 
 void momentnorm_set_thread_pool(momentnorm_parallel_for parallel_for,
                                 momentnorm_thread_count thread_count) {
-  pool = {parallel_for, thread_count};
+  threads = {parallel_for, thread_count};
 }
 
-// Each function: find the kernels, or say why there are none. No planes, no work.
+// Start of each function: finds the kernels, or returns. Without planes there is no work.
 #define FIND_KERNELS(grid)                                     \
   const Kernels* kernels = nullptr;                            \
   const int32_t status = find_kernels(grid, tail, &kernels);   \
@@ -134,7 +138,7 @@ void momentnorm_set_thread_pool(momentnorm_parallel_for parallel_for,
   if (grid.samples * grid.channels == 0) return MOMENTNORM_OK; \
   if (tail == nullptr) tail = &kPlain
 
-// For functions whose outputs are all feature maps: planes without elements are no work, either.
+// Start of functions whose outputs are all feature maps: empty planes are no work either.
 #define FIND_MAP_KERNELS(grid) \
   FIND_KERNELS(grid);          \
   if (grid.size == 0) return MOMENTNORM_OK
@@ -143,20 +147,20 @@ int32_t momentnorm_moments(const Grid* grid, const void* x, double* mean, double
   const Grid planes = of_planes(*grid);
   const Tail* tail = nullptr;
   FIND_KERNELS(planes);
-  return kernels->moments(pool, planes, x, mean, var);
+  return kernels->moments(threads, planes, x, mean, var);
 }
 
 int32_t momentnorm_apply(const Grid* grid, const Tail* tail, const void* x, const double* mean,
                          const double* scale, const double* shift, void* y) {
   const Grid planes = of_planes(*grid);
   FIND_MAP_KERNELS(planes);
-  return kernels->apply(pool, planes, *tail, x, mean, scale, shift, y);
+  return kernels->apply(threads, planes, *tail, x, mean, scale, shift, y);
 }
 
 int32_t momentnorm_normalize(const Grid* grid, const Tail* tail, const void* x, const void* weight,
                              const void* bias, double eps, void* y, double* mean, double* var) {
   FIND_KERNELS((*grid));
-  return kernels->normalize(pool, *grid, *tail, x, weight, bias, eps, y, mean, var);
+  return kernels->normalize(threads, *grid, *tail, x, weight, bias, eps, y, mean, var);
 }
 
 int32_t momentnorm_normalize_with(const Grid* grid, const Tail* tail, const void* x,
@@ -164,7 +168,7 @@ int32_t momentnorm_normalize_with(const Grid* grid, const Tail* tail, const void
                                   const void* bias, double eps, void* y) {
   const Grid planes = of_planes(*grid);
   FIND_MAP_KERNELS(planes);
-  return kernels->normalize_with(pool, planes, *tail, x, mean, var, weight, bias, eps, y);
+  return kernels->normalize_with(threads, planes, *tail, x, mean, var, weight, bias, eps, y);
 }
 
 int32_t momentnorm_gradient_sums(const Grid* grid, const Tail* tail, const void* gradient,
@@ -172,28 +176,28 @@ int32_t momentnorm_gradient_sums(const Grid* grid, const Tail* tail, const void*
                                  const double* shift, double* sums, double* weighted_sums) {
   const Grid planes = of_planes(*grid);
   FIND_KERNELS(planes);
-  return kernels->gradient_sums(pool, planes, *tail, gradient, x, mean, scale, shift, sums,
+  return kernels->gradient_sums(threads, planes, *tail, gradient, x, mean, scale, shift, sums,
                                 weighted_sums);
 }
 
 int32_t momentnorm_apply_gradient(const Grid* grid, const Tail* tail, const void* gradient,
                                   const void* x, const double* mean, const double* scale,
                                   const double* shift, const double* a, const double* b,
-                                  const double* c, void* dx, void* z_gradient) {
+                                  const double* c, void* dx, void* residual_gradient) {
   const Grid planes = of_planes(*grid);
   FIND_MAP_KERNELS(planes);
-  return kernels->apply_gradient(pool, planes, *tail, gradient, x, mean, scale, shift, a, b, c, dx,
-                                 z_gradient);
+  return kernels->apply_gradient(threads, planes, *tail, gradient, x, mean, scale, shift, a, b, c,
+                                 dx, residual_gradient);
 }
 
 int32_t momentnorm_normalize_backward(const Grid* grid, const Tail* tail, const void* gradient,
                                       const void* x, const double* mean, const double* var,
                                       const void* weight, const void* bias, double eps, void* dx,
-                                      void* z_gradient, void* dweight, void* dbias, double* sums,
-                                      double* weighted_sums) {
+                                      void* residual_gradient, void* dweight, void* dbias,
+                                      double* sums, double* weighted_sums) {
   FIND_KERNELS((*grid));
   const bool single = grid->pool_samples == 1 && grid->pool_channels == 1;
-  return kernels->normalize_backward(pool, *grid, *tail, gradient, x, mean, var, weight, bias, eps,
-                                     dx, z_gradient, dweight, dbias, single ? sums : nullptr,
-                                     single ? weighted_sums : nullptr);
+  return kernels->normalize_backward(threads, *grid, *tail, gradient, x, mean, var, weight, bias,
+                                     eps, dx, residual_gradient, dweight, dbias,
+                                     single ? sums : nullptr, single ? weighted_sums : nullptr);
 }

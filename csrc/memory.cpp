@@ -1,9 +1,9 @@
-// Memory for large outputs: blocks that are kept when they are given back.
+// Memory for large outputs: blocks that are kept for the next output when they are freed.
 //
-// The first touch of a page costs more than the normalization of its contents, and the C library
-// returns large memory to the system as soon as it is freed. The list of kept blocks has no lock: a
-// process may fork at any moment, and a lock that another thread held then would stay locked in the
-// child for good. Each place of the list is one word that is exchanged as a whole.
+// The first access to a fresh page costs more than the normalization of its contents, and the C
+// library returns large blocks to the system as soon as they are freed. The list of kept blocks has
+// no lock. A process may fork at any moment, and a lock that another thread held would stay locked
+// in the child. Instead each place of the list is one word, which is exchanged atomically.
 #include "memory.h"
 
 #include <stdlib.h>
@@ -16,10 +16,10 @@
 namespace {
 
 constexpr int64_t kHugePage = int64_t(1) << 21;
-// Sizes of blocks are multiples of this, which is a multiple of every page size.
+// Sizes of blocks are multiples of this number, which is a multiple of every page size.
 constexpr int64_t kUnit = int64_t(1) << 16;
 
-// What DLPack 0.x calls a managed tensor: https://dmlc.github.io/dlpack/latest/c_api.html
+// DLManagedTensor of DLPack 0.x: https://dmlc.github.io/dlpack/latest/c_api.html
 struct Tensor {
   void* data;
   int32_t device_type, device_id;
@@ -40,7 +40,7 @@ struct Block {
   int64_t bytes;
 };
 
-// A block as one word: its address in huge pages, and its size in units. 0 is no block.
+// A block as one word: its address in huge pages and its size in units. 0 means no block.
 typedef uint64_t Word;
 constexpr int kSizeBits = 28;
 Word word_of(Block block) {
@@ -51,13 +51,13 @@ Block block_of(Word word) {
   return {reinterpret_cast<char*>(uintptr_t(word >> kSizeBits) * kHugePage), bytes_of(word)};
 }
 
-// The blocks that nobody uses. The stamps order them by age; a race for one only makes the order
-// inexact.
+// The kept blocks, and stamps that order them by age. A race between threads makes the order
+// inexact, which does no harm.
 constexpr int kMostBlocks = 64;
 Word kept_blocks[kMostBlocks];
 uint64_t stamps[kMostBlocks];
 uint64_t last_stamp = 0;
-int64_t limit = -1;  // a sixteenth of the machine's memory, unless another was set
+int64_t limit = -1;  // of kept bytes; -1 means a sixteenth of the machine's memory
 
 template <class T>
 T read(const T& shared) {
@@ -68,19 +68,20 @@ int64_t most_kept() {
   int64_t most = read(limit);
   if (most >= 0) return most;
   const int64_t sixteenth = int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE) / 16;
-  // Another thread may set a limit meanwhile: that one holds.
+  // If another thread sets a limit at this moment, that limit is used.
   return __atomic_compare_exchange_n(&limit, &most, sixteenth, false, __ATOMIC_SEQ_CST,
                                      __ATOMIC_SEQ_CST)
              ? sixteenth
              : most;
 }
 
-// Takes this very block out of the list, unless another thread was faster.
+// Removes a block from the list. Returns false if another thread has removed it.
 bool remove(int place, Word word) {
   return __atomic_compare_exchange_n(&kept_blocks[place], &word, Word(0), false, __ATOMIC_SEQ_CST,
                                      __ATOMIC_SEQ_CST);
 }
 
+// Adds a block to the list. Returns false if the list is full.
 bool put(Word word) {
   for (int place = 0; place < kMostBlocks; ++place) {
     Word none = 0;
@@ -97,7 +98,7 @@ bool put(Word word) {
 
 void return_to_system(Block block) { munmap(block.memory, size_t(block.bytes)); }
 
-// Gives the oldest block back to the system; false if there is none.
+// Gives the oldest block back to the system. Returns false if there is none.
 bool drop_oldest() {
   for (;;) {
     int oldest = -1;
@@ -127,7 +128,7 @@ void drop_beyond_limit() {
   }
 }
 
-// The newest kept block that serves, with at most an eighth to spare; or none.
+// Takes the newest kept block that is large enough and at most an eighth larger.
 Block take_kept(int64_t bytes) {
   for (;;) {
     int newest = -1;
@@ -148,7 +149,7 @@ void* map(int64_t bytes) {
   return memory == MAP_FAILED ? nullptr : memory;
 }
 
-// A fresh block, on huge pages where the system grants them. It begins with one.
+// Maps a new block that begins on a huge page, and asks for huge pages.
 Block fresh(int64_t bytes) {
   void* mapped = map(bytes + kHugePage);
   if (mapped == nullptr && momentnorm_give_back_kept_memory() > 0) mapped = map(bytes + kHugePage);
@@ -161,7 +162,7 @@ Block fresh(int64_t bytes) {
   return {memory + before, bytes};
 }
 
-// Up to a sixteenth more than asked for, so that outputs of about this size share their blocks.
+// Rounds a size up by at most a sixteenth, so that outputs of about equal size share their blocks.
 int64_t rounded(int64_t bytes) {
   int64_t step = kUnit;
   while (step < kHugePage && step * 32 <= bytes) step *= 2;
@@ -181,7 +182,7 @@ void keep(Block block) {
   drop_beyond_limit();
 }
 
-// The tensor, its shape and strides, and its block are one piece of memory.
+// The tensor, its block, and its shape and strides, in one allocation.
 struct Output {
   ManagedTensor managed;
   Block block;

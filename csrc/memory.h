@@ -3,6 +3,7 @@
 
 #include <stddef.h>
 
-// `bytes` of memory in whole cache lines, a multiple of 64; to be freed by free(). Where the system
-// has none, the kept blocks are given back to it and it is asked once more. Null if that fails.
+// Allocates `bytes` of memory on a cache line. `bytes` is a multiple of 64, and free() frees them.
+// If the system has no memory, the kept blocks are given back to it for a second attempt. Returns
+// null if that fails, too.
 extern "C" void* momentnorm_allocate(size_t bytes);

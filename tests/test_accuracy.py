@@ -7,8 +7,10 @@ from decimal import Decimal, localcontext
 import numpy as np
 import pytest
 import torch
-from benchmarks import accuracy
-from benchmarks.accuracy import DTYPES, LAYOUTS, NOISE, SMALL, Exact
+from benchmarks import accuracy, accuracy_bound, accuracy_report
+from benchmarks.accuracy import LAYOUTS
+from benchmarks.accuracy_bound import DTYPES, NOISE, Exact
+from benchmarks.accuracy_report import SMALL
 
 from momentnorm.core import dispatch
 from momentnorm.functional import instance_norm
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 JUDGED = [
     dtype
     for dtype in DTYPES
-    if dtype != torch.float64 or np.finfo(np.longdouble).eps < accuracy.LONG_EPSILON
+    if dtype != torch.float64 or np.finfo(np.longdouble).eps < accuracy_bound.LONG_EPSILON
 ]
 
 
@@ -43,7 +45,7 @@ def test_what_is_called_exact_is(dtype):
         w, b = Decimal(weight.item()), Decimal(bias.item())
         mean = sum(xs) / len(xs)
         var = sum((v - mean) ** 2 for v in xs) / len(xs)
-        rstd = 1 / (var + Decimal(accuracy.EPS)).sqrt()
+        rstd = 1 / (var + Decimal(accuracy_bound.EPS)).sqrt()
         z = [(v - mean) * rstd for v in xs]
         p, q = sum(gs) / len(gs), sum(g * c for g, c in zip(gs, z, strict=True)) / len(gs)
         y = [w * c + b for c in z]
@@ -64,7 +66,7 @@ def test_errors_are_within_the_bound(dtype, size, ratio):
     for result in ("y", "dx"):
         both = [row for row in rows if row.result == result]
         if both and size >= SMALL:
-            best = accuracy.cell(both)
+            best = accuracy_report.cell(both)
             assert best.ours <= 2 * best.torch + 2, both  # epsilons: another order of roundings
 
 

@@ -1,4 +1,4 @@
-"""The polynomials of ``csrc/activations.h``: prints their coefficients and their relative errors.
+"""Polynomials of ``csrc/kernels/activations.h``: prints their coefficients and relative errors.
 
 Each is the polynomial of least largest error, found by reweighted least squares at Chebyshev's
 points: a point's weight grows with the error there until all peaks are equally high.

@@ -1,4 +1,4 @@
-"""Compiles the Triton kernels ahead of time: registers, spills and shared memory, no GPU needed.
+"""Report on the compiled Triton kernels: registers, spills and shared memory, without a GPU.
 
 ``make kernels-report`` prints the table and writes docs/gpu-kernels.md.
 """
@@ -29,19 +29,19 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 
-#: Triton's names of what kernels are given.
+#: Triton's names of dtypes.
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
-#: The device of the cases: what is decided by its size is decided for one like the H100's.
+#: Multiprocessors of the device of the cases, as of an H100. Some launches depend on their number.
 PROCESSORS = 132
 
 
 class Case(NamedTuple):
-    """A call, and one of the kernels that it takes."""
+    """A call, and one of its kernels."""
 
     call: str
     kernel: str
-    operands: tuple[str | None, ...]  # the types of tensors and floats, and None
+    operands: tuple[str | None, ...]  # types of tensors and floats, or None
     launch: Launch
 
 
@@ -52,7 +52,7 @@ class Used(NamedTuple):
 
 
 def compiled(case: Case, target: GPUTarget) -> Any:
-    """The kernel as the first call would compile it, with aligned tensors."""
+    """Kernel as a first call with aligned tensors compiles it."""
     names = case.launch.kernel.arg_names
     values = (*case.operands, *case.launch.numbers, *case.launch.constants)
     given = len(case.operands) + len(case.launch.numbers)
@@ -76,7 +76,7 @@ def compiled(case: Case, target: GPUTarget) -> Any:
 
 
 def used(kernel: Any, target: GPUTarget) -> Used:
-    """What the assembler says about it."""
+    """Resources of a compiled kernel, from its assembly."""
     if target.backend == "hip":
         text = kernel.asm["amdgcn"]
         names = ("vgpr_count", "private_segment_fixed_size")
@@ -95,31 +95,34 @@ def used(kernel: Any, target: GPUTarget) -> Used:
     return Used(registers, stack + local, kernel.metadata.shared)
 
 
+_INSTANCE, _VOLUME = (1, 1), (1, 128, 20 << 16)
+LAYERS = (
+    # name, shape, last, samples and width of a pool, dtype, activation, residual
+    ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, _INSTANCE, "fp32", "", False),
+    ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, _INSTANCE, "bf16", "", False),
+    ("InstanceNorm 4x64x128x128", (4, 64, 16384), False, _INSTANCE, "fp32", "", False),
+    ("InstanceNorm 4x64x128x128", (4, 64, 16384), False, _INSTANCE, "bf16", "leaky_relu", True),
+    ("InstanceNorm 16x512x8x8", (16, 512, 64), False, _INSTANCE, "fp16", "relu", False),
+    ("InstanceNorm 8x256x32x32", (8, 256, 1024), True, _INSTANCE, "bf16", "leaky_relu", True),
+    ("InstanceNorm 64x256x64x64", (64, 256, 4096), True, _INSTANCE, "fp32", "", False),
+    ("GroupNorm(32) 16x320x64x64", (16, 320, 4096), False, (1, 10), "bf16", "silu", False),
+    ("GroupNorm(32) 16x320x64x64", (16, 320, 4096), True, (1, 10), "bf16", "silu", False),
+    ("LayerNorm 512x384x56x56", (512, 384, 56 * 56), True, (1, 384), "bf16", "", False),
+    ("GroupNorm(32) 16x320x16x16", (16, 320, 256), False, (1, 10), "fp32", "gelu", False),
+    ("BatchNorm 32x512x28x28", (32, 512, 784), False, (32, 1), "bf16", "relu", True),
+    ("InstanceNorm 4x50x31x33", (4, 50, 31 * 33), False, _INSTANCE, "fp32", "", False),
+    ("GroupNorm(8) 4096x64", (4096, 64, 1), True, (1, 8), "fp32", "", False),
+    ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), False, _INSTANCE, "bf16", "tanh", True),
+    ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, _INSTANCE, "bf16", "", False),
+    ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, _INSTANCE, "fp32", "", False),
+    ("GroupNorm(32) 1x128x20x256x256", _VOLUME, False, (1, 4), "bf16", "silu", False),
+)  # fmt: skip
+
+
 def cases() -> Iterator[Case]:
-    """Each kernel in the forms that matter, in turn."""
-    instance, wide, volume = (1, 1), "*fp64", (1, 128, 20 << 16)
-    layers = (
-        # what, shape, last, samples and width of a pool, dtype, activation, residual
-        ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, instance, "fp32", "", False),
-        ("InstanceNorm 8x128x64x64", (8, 128, 4096), False, instance, "bf16", "", False),
-        ("InstanceNorm 4x64x128x128", (4, 64, 16384), False, instance, "fp32", "", False),
-        ("InstanceNorm 4x64x128x128", (4, 64, 16384), False, instance, "bf16", "leaky_relu", True),
-        ("InstanceNorm 16x512x8x8", (16, 512, 64), False, instance, "fp16", "relu", False),
-        ("InstanceNorm 8x256x32x32", (8, 256, 1024), True, instance, "bf16", "leaky_relu", True),
-        ("InstanceNorm 64x256x64x64", (64, 256, 4096), True, instance, "fp32", "", False),
-        ("GroupNorm(32) 16x320x64x64", (16, 320, 4096), False, (1, 10), "bf16", "silu", False),
-        ("GroupNorm(32) 16x320x64x64", (16, 320, 4096), True, (1, 10), "bf16", "silu", False),
-        ("LayerNorm 512x384x56x56", (512, 384, 56 * 56), True, (1, 384), "bf16", "", False),
-        ("GroupNorm(32) 16x320x16x16", (16, 320, 256), False, (1, 10), "fp32", "gelu", False),
-        ("BatchNorm 32x512x28x28", (32, 512, 784), False, (32, 1), "bf16", "relu", True),
-        ("InstanceNorm 4x50x31x33", (4, 50, 31 * 33), False, instance, "fp32", "", False),
-        ("GroupNorm(8) 4096x64", (4096, 64, 1), True, (1, 8), "fp32", "", False),
-        ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), False, instance, "bf16", "tanh", True),
-        ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, instance, "bf16", "", False),
-        ("InstanceNorm 2x32x128x128x128", (2, 32, 128**3), True, instance, "fp32", "", False),
-        ("GroupNorm(32) 1x128x20x256x256", volume, False, (1, 4), "bf16", "silu", False),
-    )  # fmt: skip
-    for what, (batch, channels, size), last, pool, dtype, activation, added in layers:
+    """Cases that cover each kernel, layout and way to split the work."""
+    wide = "*fp64"
+    for what, (batch, channels, size), last, pool, dtype, activation, added in LAYERS:
         grid = Grid(batch, channels, size, last, 4 if dtype == "fp32" else 2, 0)
         call = f"{what}, {dtype}" + ", channels_last" * (last and size > 1)
         if activation or added:
@@ -157,7 +160,7 @@ def cases() -> Iterator[Case]:
         operands = (wide, wide, "*fp32", "*fp32", "fp32")
         yield Case(call, "parameter_gradients", operands, finish)
     given = (grid, 1, 1, "silu", True)
-    call = "moments from outside, 1x128x20x256x256, bf16, residual, silu"
+    call = "given moments, 1x128x20x256x256, bf16, residual, silu"
     operands = (x, x, x, wide, None, wide, wide, *floats)
     yield piece("apply", *operands, given=given, call=call)
     given_sums = (x, x, None, wide, wide, None, wide, wide, *floats)
@@ -169,7 +172,7 @@ def cases() -> Iterator[Case]:
 
 @contextlib.contextmanager
 def compiling_for(name: str) -> Iterator[GPUTarget]:
-    """Launches for this target, as long as this lasts."""
+    """Make launches for this target inside the ``with``."""
     cached = (launch.visit, launch.piece, launch.parameter_gradients)
     before, launch.THREADS = launch.THREADS, TARGETS[name].warp_size
     for function in cached:
@@ -183,7 +186,7 @@ def compiling_for(name: str) -> Iterator[GPUTarget]:
 
 
 def rows(targets: list[str]) -> Iterator[tuple[Case, dict[str, Used]]]:
-    """Every case, and what it uses on each target."""
+    """All cases, with their resources on each target."""
     found: dict[int, tuple[Case, dict[str, Used]]] = {}
     for name in targets:
         with compiling_for(name) as target:
@@ -219,10 +222,10 @@ def table(found: list[tuple[Case, dict[str, Used]]], targets: list[str]) -> str:
 HEADER = """\
 # The GPU kernels, compiled
 
-Written by `make kernels-report`, with Triton {version}: every kernel in the forms that matter,
-compiled for each target as the first call would compile it (on a device of {processors}
-multiprocessors). Nothing here was run. Of each: registers of a thread / bytes that it spills /
-bytes of shared memory. [gpu.md](gpu.md) says what the kernels do.
+Written by `make kernels-report` with Triton {version}. Each kernel is compiled for each target as a
+first call compiles it, on a device of {processors} multiprocessors. Nothing here was run. A cell
+is: registers of a thread / bytes that it spills / bytes of shared memory. [gpu.md](gpu.md)
+describes the kernels.
 
 """
 
@@ -230,7 +233,7 @@ bytes of shared memory. [gpu.md](gpu.md) says what the kernels do.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--output", type=Path, help="the Markdown file to write")
+    parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     text = HEADER.format(version=triton.__version__, processors=PROCESSORS)
     text += table(list(rows(options.targets)), options.targets) + "\n"

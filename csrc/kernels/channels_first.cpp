@@ -1,4 +1,4 @@
-// The kernels for feature maps whose planes are contiguous. Compiled once for each instruction set,
+// Kernels for feature maps whose planes are contiguous. Compiled once for each instruction set,
 // into a namespace of its own.
 #include "coefficients.h"
 #include "small_batches.h"
@@ -11,15 +11,16 @@ namespace {
 INLINE void no_close(int64_t) {}
 INLINE void no_map(int64_t, int64_t, int64_t, int64_t) {}
 
+// The kernels of element type E.
 template <class E>
-struct Of {
+struct ChannelsFirst {
   using T = Compute<E>;
 
   static INLINE const E* in(const void* data) { return static_cast<const E*>(data); }
   static INLINE E* out(void* data) { return static_cast<E*>(data); }
 
-  // visit(fetch) for a visit that writes `result`: fetching what a first and a second level cache
-  // hold beside the pool.
+  // Calls visit(fetch) with the prefetches that fit a pool. Pools up to 32 KB leave room for the
+  // next pool and the result in the caches, and pools up to 128 KB for the result.
   template <class Visit>
   static INLINE void with_fetch(const Grid& grid, void* result, Visit visit) {
     const int64_t size = grid.pool_samples * grid.pool_channels * grid.size;
@@ -33,8 +34,8 @@ struct Of {
     }
   }
 
-  // The moments of each plane; close(pool); and then map(plane, pool, begin, count) over its
-  // blocks.
+  // Computes the moments of each plane. Then calls close() for each pool and map() for each block,
+  // as visit.h describes.
   template <class Fetch, class Close, class Map>
   static INLINE void visit_moments(const ThreadPool& threads, const Grid& grid, const void* x,
                                    double* mean, double* var, Fetch fetch, Close close, Map map) {
@@ -55,37 +56,44 @@ struct Of {
         close, map);
   }
 
-  // How to come to the gradient of the elements from i on, of one plane: from memory, ...
+  // Makes the gradient of a block where pre_activation_gradient is the gradient of y.
   struct FromMemory {
     static constexpr bool kPlain = true;
     const E* g;
-    INLINE Given<E> operator()(int64_t, int64_t i, void*) const { return {g + i}; }
+    INLINE DirectGradient<E> operator()(int64_t, int64_t i, void*) const { return {g + i}; }
   };
-  // ... or from there through a tail.
+  // Makes the gradient of a block where pre_activation_gradient is computed through a tail.
   struct FromTail {
     static constexpr bool kPlain = false;
     const Tail& tail;
     const E *g, *x;
     const double *mean, *scale, *shift;
-    INLINE Through<E> operator()(int64_t plane, int64_t i, void* copy) const {
-      return {
-          tail,        g + i,        x + i,       moved(in(tail.residual), i), moved(out(copy), i),
-          mean[plane], scale[plane], shift[plane]};
+    INLINE ActivationGradient<E> operator()(int64_t plane, int64_t i,
+                                            void* residual_gradient) const {
+      return {tail,
+              g + i,
+              x + i,
+              moved(in(tail.residual), i),
+              moved(out(residual_gradient), i),
+              mean[plane],
+              scale[plane],
+              shift[plane]};
     }
   };
+  // Calls body(FromTail) or body(FromMemory).
   template <class Body>
   static INLINE void with_gradient(const Tail& tail, const void* g, const void* x,
                                    const double* mean, const double* scale, const double* shift,
-                                   const void* z_gradient, Body body) {
-    if (through(tail, z_gradient)) {
+                                   const void* residual_gradient, Body body) {
+    if (goes_through_tail(tail, residual_gradient)) {
       body(FromTail{tail, in(g), in(x), mean, scale, shift});
     } else {
       body(FromMemory{in(g)});
     }
   }
 
-  // finish(plane, sums) with the gradient's sums over each plane; close(pool); and then map(plane,
-  // pool, begin, count) over its blocks.
+  // Calls finish(plane, sums) with the sums of the gradient over each plane. Then calls close() for
+  // each pool and map() for each block, as visit.h describes.
   template <class Gradient, class Finish, class Fetch, class Close, class Map>
   static INLINE void visit_gradient(const ThreadPool& threads, const Grid& grid, Gradient gradient,
                                     const void* x, const double* mean, Finish finish, Fetch fetch,
@@ -111,7 +119,7 @@ struct Of {
     return MOMENTNORM_OK;
   }
 
-  // y from one block of a plane.
+  // Computes y of one block.
   template <class Fetch>
   static INLINE void map_forward(const Tail& tail, const void* x, void* y, int64_t i, int64_t count,
                                  double mean, double scale, double shift, Fetch fetch) {
@@ -133,7 +141,7 @@ struct Of {
     return MOMENTNORM_OK;
   }
 
-  // Small planes: small_groups.h and small_batches.h.
+  // Forward of small planes, by small_groups.h or small_batches.h.
   static int32_t normalize_small(const ThreadPool& threads, const Grid& grid, const Tail& tail,
                                  const void* x, const void* weight, const void* bias, double eps,
                                  void* y, double* mean, double* var) {
@@ -143,7 +151,7 @@ struct Of {
         tail,   true,    nullptr,          in(x),         in(tail.residual),
         out(y), nullptr, maps.weight.data, maps.bias.data};
     if (down_columns(grid)) {
-      Columns<E>(threads, grid).normalize(threads, operands, eps, mean, var);
+      BatchColumns<E>(threads, grid).normalize(threads, operands, eps, mean, var);
       return MOMENTNORM_OK;
     }
     const Runs runs(grid);
@@ -168,11 +176,12 @@ struct Of {
     return MOMENTNORM_OK;
   }
 
+  // Backward of small planes, by small_groups.h or small_batches.h.
   static int32_t normalize_small_backward(const ThreadPool& threads, const Grid& grid,
                                           const Tail& tail, const void* g, const void* x,
                                           const double* mean, const double* var, const void* weight,
-                                          const void* bias, double eps, void* dx, void* z_gradient,
-                                          void* dweight, void* dbias) {
+                                          const void* bias, double eps, void* dx,
+                                          void* residual_gradient, void* dweight, void* dbias) {
     const PlaceMaps<T> maps(grid, weight, bias);
     const int64_t pools = Pools(grid).count;
     const int64_t blocks =
@@ -183,22 +192,22 @@ struct Of {
       return MOMENTNORM_NO_MEMORY;
     }
     const Operands<E> operands = {tail,
-                                  !through(tail, z_gradient),
+                                  !goes_through_tail(tail, residual_gradient),
                                   in(g),
                                   in(x),
                                   in(tail.residual),
                                   out(dx),
-                                  out(z_gradient),
+                                  out(residual_gradient),
                                   maps.weight.data,
                                   maps.bias.data};
     if (down_columns(grid)) {
-      Columns<E>(threads, grid).backward(threads, operands, mean, var, eps, of_channels.data);
+      BatchColumns<E>(threads, grid).backward(threads, operands, mean, var, eps, of_channels.data);
     } else {
       const Runs runs(grid);
       if (!runs.whole) {
         auto gradient = [&](int64_t run, int64_t at, const void*) {
-          return ThroughWeight<E>(operands.from(at, at % runs.width),
-                                  Shared<T>(mean[run], inverse_std(var[run], eps)));
+          return WeightedGradient<E>(operands.from(at, at % runs.width),
+                                     PoolNumbers<T>(mean[run], inverse_std(var[run], eps)));
         };
         visit_gradient(
             threads, grid_of_runs(grid), gradient, x, mean,
@@ -263,7 +272,7 @@ struct Of {
           out(y), nullptr, maps.weight.data, maps.bias.data};
       Grid batch = grid;
       batch.pool_samples = grid.samples;
-      Columns<E>(threads, batch).normalize_with(threads, operands, eps, mean, var);
+      BatchColumns<E>(threads, batch).normalize_with(threads, operands, eps, mean, var);
       return MOMENTNORM_OK;
     }
     visit_map(threads, planes(grid), grid.size,
@@ -296,29 +305,32 @@ struct Of {
   static int32_t apply_gradient(const ThreadPool& threads, const Grid& grid, const Tail& tail,
                                 const void* g, const void* x, const double* mean,
                                 const double* scale, const double* shift, const double* a,
-                                const double* b, const double* c, void* dx, void* z_gradient) {
-    with_gradient(tail, g, x, mean, scale, shift, z_gradient, [=, &threads, &grid](auto gradient) {
-      visit_map(threads, planes(grid), grid.size,
-                [=, &grid](int64_t plane, int64_t begin, int64_t count) {
-                  const int64_t at = plane * grid.size + begin;
-                  auto of_block = gradient(plane, at, z_gradient);
-                  apply_gradient_to(of_block, in(x) + at, out(dx) + at, count, mean[plane],
-                                    a[plane], b[plane], c[plane], NoFetch{});
-                });
-    });
+                                const double* b, const double* c, void* dx,
+                                void* residual_gradient) {
+    with_gradient(
+        tail, g, x, mean, scale, shift, residual_gradient, [=, &threads, &grid](auto gradient) {
+          visit_map(threads, planes(grid), grid.size,
+                    [=, &grid](int64_t plane, int64_t begin, int64_t count) {
+                      const int64_t at = plane * grid.size + begin;
+                      auto of_block = gradient(plane, at, residual_gradient);
+                      apply_gradient_to(of_block, in(x) + at, out(dx) + at, count, mean[plane],
+                                        a[plane], b[plane], c[plane], NoFetch{});
+                    });
+        });
     return MOMENTNORM_OK;
   }
 
   static int32_t normalize_backward(const ThreadPool& threads, const Grid& grid, const Tail& tail,
                                     const void* g, const void* x, const double* mean,
                                     const double* var, const void* weight, const void* bias,
-                                    double eps, void* dx, void* z_gradient, void* dweight,
+                                    double eps, void* dx, void* residual_gradient, void* dweight,
                                     void* dbias, double* sums, double* weighted_sums) {
     if (grid.size > 0 && (along_runs(grid) || down_columns(grid))) {
       return normalize_small_backward(threads, grid, tail, g, x, mean, var, weight, bias, eps, dx,
-                                      z_gradient, dweight, dbias);
+                                      residual_gradient, dweight, dbias);
     }
-    const PlaneMaps maps(grid, through(tail, z_gradient), weight, bias, mean, var, eps);
+    const PlaneMaps maps(grid, goes_through_tail(tail, residual_gradient), weight, bias, mean, var,
+                         eps);
     const PoolSums all(grid, sums, weighted_sums);
     if (!maps.good() || !all.good()) return MOMENTNORM_NO_MEMORY;
     auto finish = [&](int64_t plane, const GradientSums& sums) {
@@ -326,7 +338,8 @@ struct Of {
     };
     auto close = [&](int64_t pool) { all.close(grid, weight, maps, pool); };
     with_gradient(
-        tail, g, x, maps.mean, maps.scale.data, maps.shift.data, z_gradient, [&](auto gradient) {
+        tail, g, x, maps.mean, maps.scale.data, maps.shift.data, residual_gradient,
+        [&](auto gradient) {
           auto visit_with = [&](auto fetch) {
             visit_gradient(
                 threads, grid, gradient, x, maps.mean, finish, fetch, close,
@@ -334,7 +347,7 @@ struct Of {
                   const int64_t at = plane * grid.size + begin;
                   const double a =
                       parameter(grid, weight, plane % grid.channels, 1) * maps.inverse.data[plane];
-                  auto of_block = gradient(plane, at, z_gradient);
+                  auto of_block = gradient(plane, at, residual_gradient);
                   apply_gradient_to(of_block, in(x) + at, out(dx) + at, count, maps.mean[plane], a,
                                     all.b.data[pool], all.c.data[pool], fetch);
                 });
@@ -360,7 +373,8 @@ struct Of {
 }  // namespace
 
 extern const Kernels kChannelsFirst[kDtypes];
-const Kernels kChannelsFirst[kDtypes] = {Of<float>::table(), Of<double>::table(),
-                                         Of<BFloat16>::table(), Of<Float16>::table()};
+const Kernels kChannelsFirst[kDtypes] = {
+    ChannelsFirst<float>::table(), ChannelsFirst<double>::table(), ChannelsFirst<BFloat16>::table(),
+    ChannelsFirst<Float16>::table()};
 
 }  // namespace MOMENTNORM_NAMESPACE

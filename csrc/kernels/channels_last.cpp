@@ -1,173 +1,23 @@
-// The kernels for channels_last feature maps, which stay channels_last. Compiled once for each
-// instruction set, into a namespace of its own.
+// Kernels for feature maps that are channels_last. Compiled once for each instruction set, into a
+// namespace of its own.
 //
-// A sample is read twice, in order: for its statistics, and to be written. Samples are taken a few
-// at a time, so that the second reading finds them in the last-level cache. Samples that share
-// their statistics follow one another in memory, and are one sample of more elements; channels that
-// do meet in between, when the sums of a sample are known.
-#include <stdlib.h>
-
-#include "coefficients.h"
-#include "pixel_rows.h"
-#include "visit.h"
+// Samples that share their statistics are contiguous in memory, and count as one longer sample.
+// Channels that share their statistics are pooled after the sums of a sample. visit_samples.h
+// visits the samples.
+#include "visit_samples.h"
 
 namespace MOMENTNORM_NAMESPACE {
 namespace {
 
-// How much is read for the first time before it is read again: of large samples, by all threads
-// together; of small ones a thread reads each twice by itself.
-constexpr int64_t kGroupBytes = int64_t(8) << 20;
-constexpr int64_t kSmallSample = int64_t(512) << 10;
-
-// What one thread works in.
-template <class T>
-struct Workspace {
-  Scratch<T> scratch;
-  double* partial;  // of the blocks of a sample, where the thread visits whole samples
-  T* coefficients;  // as well
-};
-
-// The workspaces of a call, one for each thread that may run at the same time. They are there
-// before the first result is written, so a call without memory writes nothing.
-template <class T>
-struct Workspaces {
-  int64_t count, width, tile, partial_size, coefficient_size;
-  Array<double> doubles;
-  Array<T> values;
-  Array<char> taken;
-
-  INLINE Workspaces(int64_t count_, const Rows& shape, bool with_tile, int64_t partial_size_,
-                    int64_t coefficient_size_)
-      : count(count_),
-        width(shape.width),
-        tile(with_tile ? (3 + Rows::kTile) * shape.width : 0),
-        partial_size(partial_size_),
-        coefficient_size(coefficient_size_),
-        doubles(count * (2 * width + partial_size)),
-        values(count * (width + tile + coefficient_size)),
-        taken(count) {
-    if (good()) memset(taken.data, 0, size_t(count));
-  }
-  INLINE bool good() const {
-    return doubles.data != nullptr && values.data != nullptr && taken.data != nullptr;
-  }
-  INLINE Workspace<T> at(int64_t i) const {
-    double* const sums = doubles.data + i * (2 * width + partial_size);
-    T* const columns = values.data + i * (width + tile + coefficient_size);
-    T* const map = columns + width;
-    return {{sums, sums + width, columns, map, map + width, map + 2 * width, map + 3 * width},
-            sums + 2 * width,
-            map + tile};
-  }
-};
-
-// A workspace that no other thread has, for the time of the scope.
-template <class T>
-struct Lease {
-  const Workspaces<T>& all;
-  int64_t place = 0;
-  Workspace<T> own;
-  // A pool that runs more threads than it said makes some of them wait.
-  explicit INLINE Lease(const Workspaces<T>& workspaces) : all(workspaces) {
-    while (__atomic_exchange_n(&all.taken.data[place], char(1), __ATOMIC_ACQUIRE) != 0) {
-      place = (place + 1) % all.count;
-    }
-    own = all.at(place);
-  }
-  INLINE ~Lease() { __atomic_store_n(&all.taken.data[place], char(0), __ATOMIC_RELEASE); }
-  Lease(const Lease&) = delete;
-  Lease& operator=(const Lease&) = delete;
-};
-
+// The kernels of element type E.
 template <class E>
-struct Of {
+struct ChannelsLast {
   using T = Compute<E>;
-  static constexpr int kCoefficients = 4;
 
   static INLINE const E* in(const void* data) { return static_cast<const E*>(data); }
   static INLINE E* out(void* data) { return static_cast<E*>(data); }
 
-  // For each sample, or each group of large ones: reduce(sample, block, partial, scratch), where
-  // partial is two doubles for each channel; fold(into, next, blocks so far) over a sample's blocks
-  // in order; finish(sample, partial, coefficients); then map(sample, block, coefficients,
-  // scratch).
-  template <class Reduce, class Fold, class Finish, class Map>
-  static INLINE int32_t visit_rows(const ThreadPool& pool, const Grid& grid, const Rows& shape,
-                                   bool with_tile, Reduce reduce, Fold fold, Finish finish,
-                                   Map map) {
-    const int64_t sample_bytes = shape.size * shape.channels * int64_t(sizeof(E));
-    const int64_t partial_size = 2 * shape.channels;
-    const int64_t coefficient_size = kCoefficients * shape.width;
-    const int64_t threads = pool.threads();
-    const bool idle = ceil_div(grid.samples, threads) * threads * 8 > grid.samples * 9;
-    if (sample_bytes <= kSmallSample &&
-        (grid.samples * shape.size * shape.channels <= kGrain || !idle)) {
-      const int64_t grain = ceil_div(kGrain, shape.size * shape.channels);
-      const Workspaces<T> workspaces(most_ranges(pool, grid.samples, grain), shape, with_tile,
-                                     shape.blocks * partial_size, coefficient_size);
-      if (!workspaces.good()) return MOMENTNORM_NO_MEMORY;
-      parallel(pool, grid.samples, grain, [&](int64_t begin, int64_t end) {
-        const Lease<T> lease(workspaces);
-        const Workspace<T>& own = lease.own;
-        for (int64_t sample = begin; sample < end; ++sample) {
-          for (int64_t block = 0; block < shape.blocks; ++block) {
-            reduce(sample, block, own.partial + block * partial_size, own.scratch);
-          }
-          for (int64_t block = 1; block < shape.blocks; ++block) {
-            fold(own.partial, own.partial + block * partial_size, block);
-          }
-          finish(sample, own.partial, own.coefficients);
-          for (int64_t block = 0; block < shape.blocks; ++block) {
-            map(sample, block, own.coefficients, own.scratch);
-          }
-        }
-      });
-      return MOMENTNORM_OK;
-    }
-    int64_t group = sample_bytes > 0 ? kGroupBytes / sample_bytes : grid.samples;
-    group = group < 1 ? 1 : group > grid.samples ? grid.samples : group;
-    const int64_t block_elements = shape.size * shape.channels / shape.blocks;
-    const int64_t grain = ceil_div(kGrain, block_elements > 0 ? block_elements : 1);
-    const Array<double> partial(group * shape.blocks * partial_size);
-    const Array<T> coefficients(group * coefficient_size);
-    const Workspaces<T> workspaces(most_ranges(pool, group * shape.blocks, grain), shape, with_tile,
-                                   0, 0);
-    if (partial.data == nullptr || coefficients.data == nullptr || !workspaces.good()) {
-      return MOMENTNORM_NO_MEMORY;
-    }
-    // body(sample - from, block, scratch) for all blocks of some samples.
-    auto each_block = [&](int64_t samples, auto body) {
-      parallel(pool, samples * shape.blocks, grain, [&](int64_t begin, int64_t end) {
-        const Lease<T> lease(workspaces);
-        for (int64_t i = begin; i < end; ++i) {
-          body(i / shape.blocks, i % shape.blocks, lease.own.scratch);
-        }
-      });
-    };
-
-    for (int64_t from = 0; from < grid.samples; from += group) {
-      const int64_t samples = grid.samples - from < group ? grid.samples - from : group;
-      each_block(samples, [&](int64_t i, int64_t block, const Scratch<T>& scratch) {
-        reduce(from + i, block, partial.data + (i * shape.blocks + block) * partial_size, scratch);
-      });
-      parallel(pool, samples, ceil_div(kGrain, shape.blocks * shape.channels),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t i = begin; i < end; ++i) {
-                   double* const first = partial.data + i * shape.blocks * partial_size;
-                   for (int64_t block = 1; block < shape.blocks; ++block) {
-                     fold(first, first + block * partial_size, block);
-                   }
-                   finish(from + i, first, coefficients.data + i * coefficient_size);
-                 }
-               });
-      each_block(samples, [&](int64_t i, int64_t block, const Scratch<T>& scratch) {
-        map(from + i, block, coefficients.data + i * coefficient_size, scratch);
-      });
-    }
-    return MOMENTNORM_OK;
-  }
-
-  // The same grid with the samples of a pool as one.
+  // The grid in which the samples of a pool are one sample.
   static INLINE Grid folded(const Grid& grid) {
     Grid fewer = grid;
     fewer.samples /= grid.pool_samples;
@@ -176,11 +26,12 @@ struct Of {
     return fewer;
   }
 
+  // Index of the first element of a block.
   static INLINE int64_t element(const Rows& shape, int64_t sample, int64_t block) {
     return sample * shape.size * shape.channels + shape.offset(block);
   }
 
-  // The coefficients of a column are those of its channel: the mean as T, and up to three more.
+  // Stores the coefficients of a channel for each of its columns: the mean as T, and three more.
   static INLINE void spread(const Rows& shape, T* coefficients, int64_t channel, double mean,
                             double first, double second, double third) {
     for (int64_t column = channel; column < shape.width; column += shape.channels) {
@@ -202,7 +53,7 @@ struct Of {
     spread(shape, coefficients, channel, mean, a, b, Split<T>(mean).shift_about_high(b, c));
   }
 
-  // y = activation((x - mean) * scale + shift + residual)
+  // y = activation((x - mean) * scale + shift + residual) over a block.
   static INLINE void map_forward(const Rows& shape, const Tail& tail, const E* x, const E* residual,
                                  E* y, int64_t block, const T* coefficients,
                                  const Scratch<T>& scratch) {
@@ -237,14 +88,14 @@ struct Of {
           activate(tail, scratch.tile, y + i, rows * shape.width);
         },
         [=, &tail](int64_t i, int64_t channel) {
-          T z = one(i, channel);
-          if (residual != nullptr) z += get(residual[i]);
-          activate(tail, &z, y + i, 1);
+          T pre_activation = one(i, channel);
+          if (residual != nullptr) pre_activation += get(residual[i]);
+          activate(tail, &pre_activation, y + i, 1);
         });
   }
 
-  // dx = a * g + b * (x - mean) + c. With b = 0 the result does not depend on x, even where x or
-  // the mean is not finite.
+  // dx = a * g + b * (x - mean) + c over a block. With b = 0 the result does not depend on x, even
+  // where x or the mean is not finite.
   template <class Gradient>
   static INLINE void map_backward(const Rows& shape, Gradient g, const E* x, E* dx, int64_t block,
                                   const T* coefficients) {
@@ -274,14 +125,16 @@ struct Of {
         });
   }
 
+  // Computes the moments of each pool. Then calls finish(shape, pool, first channel, coefficients)
+  // for each pool, and map() for each block.
   template <class Finish, class Map>
-  static INLINE int32_t visit_moments(const ThreadPool& pool, const Grid& grid, const void* x,
+  static INLINE int32_t visit_moments(const ThreadPool& threads, const Grid& grid, const void* x,
                                       double* mean, double* var, bool with_tile, Finish finish,
                                       Map map) {
     if (no_elements(grid, mean, var, __builtin_nan(""))) return MOMENTNORM_OK;
     const Rows shape(grid.channels, grid.size);
-    return visit_rows(
-        pool, grid, shape, with_tile,
+    return visit_samples<E>(
+        threads, grid.samples, shape, with_tile,
         [&](int64_t sample, int64_t block, double* partial, const Scratch<T>& scratch) {
           moments_of_block(in(x) + element(shape, sample, block), shape, block, partial,
                            partial + shape.channels, scratch);
@@ -317,23 +170,24 @@ struct Of {
         });
   }
 
-  // How to come to the gradient of a block: from memory, ...
+  // Makes the gradient of a block where pre_activation_gradient is the gradient of y.
   struct FromMemory {
     static constexpr bool kPlain = true;
     const E* g;
-    INLINE GivenRows<E> operator()(const Rows& shape, int64_t sample, int64_t block, void*,
-                                   const Scratch<T>&) const {
+    INLINE DirectGradientRows<E> operator()(const Rows& shape, int64_t sample, int64_t block, void*,
+                                            const Scratch<T>&) const {
       return {g + element(shape, sample, block)};
     }
   };
-  // ... or from there through a tail.
+  // Makes the gradient of a block where pre_activation_gradient is computed through a tail.
   struct FromTail {
     static constexpr bool kPlain = false;
     const Tail& tail;
     const E *g, *x;
     const double *mean, *scale, *shift;
-    INLINE ThroughRows<E> operator()(const Rows& shape, int64_t sample, int64_t block, void* copy,
-                                     const Scratch<T>& scratch) const {
+    INLINE ActivationGradientRows<E> operator()(const Rows& shape, int64_t sample, int64_t block,
+                                                void* residual_gradient,
+                                                const Scratch<T>& scratch) const {
       for (int64_t column = 0; column < shape.width; ++column) {
         const int64_t plane = sample * shape.channels + column % shape.channels;
         const Split<T> centre(mean[plane]);
@@ -342,28 +196,38 @@ struct Of {
         scratch.shift[column] = centre.shift_about_high(scale[plane], shift[plane]);
       }
       const int64_t at = element(shape, sample, block);
-      return {tail,        g + at,  x + at, moved(in(tail.residual), at), moved(out(copy), at),
-              shape.width, scratch, 0};
+      return {tail,
+              g + at,
+              x + at,
+              moved(in(tail.residual), at),
+              moved(out(residual_gradient), at),
+              shape.width,
+              scratch,
+              0};
     }
   };
+  // Calls body(FromTail) or body(FromMemory).
   template <class Body>
   static INLINE int32_t with_gradient(const Tail& tail, const void* g, const void* x,
                                       const double* mean, const double* scale, const double* shift,
-                                      const void* z_gradient, Body body) {
-    if (through(tail, z_gradient)) {
+                                      const void* residual_gradient, Body body) {
+    if (goes_through_tail(tail, residual_gradient)) {
       return body(FromTail{tail, in(g), in(x), mean, scale, shift});
     }
     return body(FromMemory{in(g)});
   }
 
+  // Computes the sums of the gradient over each plane. Then calls finish(shape, sample,
+  // coefficients) for each sample, and map() for each block.
   template <class Gradient, class Finish, class Map>
-  static INLINE int32_t visit_gradient(const ThreadPool& pool, const Grid& grid, Gradient gradient,
-                                       const void* x, const double* mean, double* sums,
-                                       double* weighted_sums, Finish finish, Map map) {
+  static INLINE int32_t visit_gradient(const ThreadPool& threads, const Grid& grid,
+                                       Gradient gradient, const void* x, const double* mean,
+                                       double* sums, double* weighted_sums, Finish finish,
+                                       Map map) {
     if (no_elements(grid, sums, weighted_sums, 0)) return MOMENTNORM_OK;
     const Rows shape(grid.channels, grid.size);
-    return visit_rows(
-        pool, grid, shape, !Gradient::kPlain,
+    return visit_samples<E>(
+        threads, grid.samples, shape, !Gradient::kPlain,
         [&](int64_t sample, int64_t block, double* partial, const Scratch<T>& scratch) {
           auto g = gradient(shape, sample, block, nullptr, scratch);
           gradient_sums_of_block(g, in(x) + element(shape, sample, block), shape, block,
@@ -386,7 +250,7 @@ struct Of {
         });
   }
 
-  // The maps of blocks, as the visits call them.
+  // The map() of a forward or a backward, for the visits.
   static INLINE auto map_forward_from(const Tail& tail, const void* x, void* y) {
     return [=, &tail](const Rows& shape, int64_t sample, int64_t block, const T* coefficients,
                       const Scratch<T>& scratch) {
@@ -397,11 +261,11 @@ struct Of {
   }
   template <class Gradient>
   static INLINE auto map_backward_from(Gradient gradient, const void* x, void* dx,
-                                       void* z_gradient) {
+                                       void* residual_gradient) {
     return [=](const Rows& shape, int64_t sample, int64_t block, const T* coefficients,
                const Scratch<T>& scratch) {
       const int64_t at = element(shape, sample, block);
-      map_backward(shape, gradient(shape, sample, block, z_gradient, scratch), in(x) + at,
+      map_backward(shape, gradient(shape, sample, block, residual_gradient, scratch), in(x) + at,
                    out(dx) + at, block, coefficients);
     };
   }
@@ -409,15 +273,15 @@ struct Of {
   static INLINE void no_sample(const Rows&, int64_t, T*) {}
   static INLINE void no_map(const Rows&, int64_t, int64_t, const T*, const Scratch<T>&) {}
 
-  // Only the map, with coefficients from finish(shape, plane, channel, coefficients).
+  // Maps only. finish(shape, plane, channel, coefficients) stores the coefficients of a plane.
   template <class Finish, class Map>
-  static INLINE int32_t visit_map(const ThreadPool& pool, const Grid& grid, bool with_tile,
+  static INLINE int32_t visit_map(const ThreadPool& threads, const Grid& grid, bool with_tile,
                                   Finish finish, Map map) {
     if (grid.size == 0) return MOMENTNORM_OK;
     const Rows shape(grid.channels, grid.size);
-    return visit_rows(
-        pool, grid, shape, with_tile, [](int64_t, int64_t, double*, const Scratch<T>&) {},
-        [](double*, const double*, int64_t) {},
+    return visit_samples<E>(
+        threads, grid.samples, shape, with_tile,
+        [](int64_t, int64_t, double*, const Scratch<T>&) {}, [](double*, const double*, int64_t) {},
         [&](int64_t sample, const double*, T* coefficients) {
           for (int64_t channel = 0; channel < shape.channels; ++channel) {
             finish(shape, sample * shape.channels + channel, channel, coefficients);
@@ -428,27 +292,27 @@ struct Of {
         });
   }
 
-  static int32_t moments(const ThreadPool& pool, const Grid& grid, const void* x, double* mean,
+  static int32_t moments(const ThreadPool& threads, const Grid& grid, const void* x, double* mean,
                          double* var) {
-    return visit_moments(pool, grid, x, mean, var, false, no_finish, no_map);
+    return visit_moments(threads, grid, x, mean, var, false, no_finish, no_map);
   }
 
-  static int32_t apply(const ThreadPool& pool, const Grid& grid, const Tail& tail, const void* x,
+  static int32_t apply(const ThreadPool& threads, const Grid& grid, const Tail& tail, const void* x,
                        const double* mean, const double* scale, const double* shift, void* y) {
     return visit_map(
-        pool, grid, !plain(tail),
+        threads, grid, !plain(tail),
         [=](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
           spread_forward(shape, coefficients, channel, mean[plane], scale[plane], shift[plane]);
         },
         map_forward_from(tail, x, y));
   }
 
-  static int32_t normalize(const ThreadPool& pool, const Grid& given, const Tail& tail,
+  static int32_t normalize(const ThreadPool& threads, const Grid& given, const Tail& tail,
                            const void* x, const void* weight, const void* bias, double eps, void* y,
                            double* mean, double* var) {
     const Grid grid = folded(given);
     return visit_moments(
-        pool, grid, x, mean, var, !plain(tail),
+        threads, grid, x, mean, var, !plain(tail),
         [=, &grid](const Rows& shape, int64_t pool, int64_t first, T* coefficients) {
           const double rstd = inverse_std(var[pool], eps);
           for (int64_t channel = first; channel < first + grid.pool_channels; ++channel) {
@@ -460,13 +324,13 @@ struct Of {
         map_forward_from(tail, x, y));
   }
 
-  static int32_t normalize_with(const ThreadPool& pool, const Grid& given, const Tail& tail,
+  static int32_t normalize_with(const ThreadPool& threads, const Grid& given, const Tail& tail,
                                 const void* x, const void* mean, const void* var,
                                 const void* weight, const void* bias, double eps, void* y) {
     Grid grid = given;
     grid.pool_samples = grid.samples;
     return visit_map(
-        pool, folded(grid), !plain(tail),
+        threads, folded(grid), !plain(tail),
         [=, &given](const Rows& shape, int64_t, int64_t channel, T* coefficients) {
           const Forward k =
               forward(given, weight, bias, channel, parameter(given, var, channel, 1), eps);
@@ -476,43 +340,47 @@ struct Of {
         map_forward_from(tail, x, y));
   }
 
-  static int32_t gradient_sums(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+  static int32_t gradient_sums(const ThreadPool& threads, const Grid& grid, const Tail& tail,
                                const void* g, const void* x, const double* mean,
                                const double* scale, const double* shift, double* sums,
                                double* weighted_sums) {
     return with_gradient(tail, g, x, mean, scale, shift, nullptr, [&](auto gradient) {
-      return visit_gradient(pool, grid, gradient, x, mean, sums, weighted_sums, no_sample, no_map);
+      return visit_gradient(threads, grid, gradient, x, mean, sums, weighted_sums, no_sample,
+                            no_map);
     });
   }
 
-  static int32_t apply_gradient(const ThreadPool& pool, const Grid& grid, const Tail& tail,
+  static int32_t apply_gradient(const ThreadPool& threads, const Grid& grid, const Tail& tail,
                                 const void* g, const void* x, const double* mean,
                                 const double* scale, const double* shift, const double* a,
-                                const double* b, const double* c, void* dx, void* z_gradient) {
-    return with_gradient(tail, g, x, mean, scale, shift, z_gradient, [&](auto gradient) {
+                                const double* b, const double* c, void* dx,
+                                void* residual_gradient) {
+    return with_gradient(tail, g, x, mean, scale, shift, residual_gradient, [&](auto gradient) {
       return visit_map(
-          pool, grid, !decltype(gradient)::kPlain,
+          threads, grid, !decltype(gradient)::kPlain,
           [=](const Rows& shape, int64_t plane, int64_t channel, T* coefficients) {
             spread_backward(shape, coefficients, channel, mean[plane], a[plane], b[plane],
                             c[plane]);
           },
-          map_backward_from(gradient, x, dx, z_gradient));
+          map_backward_from(gradient, x, dx, residual_gradient));
     });
   }
 
-  static int32_t normalize_backward(const ThreadPool& pool, const Grid& given, const Tail& tail,
+  static int32_t normalize_backward(const ThreadPool& threads, const Grid& given, const Tail& tail,
                                     const void* g, const void* x, const double* mean,
                                     const double* var, const void* weight, const void* bias,
-                                    double eps, void* dx, void* z_gradient, void* dweight,
+                                    double eps, void* dx, void* residual_gradient, void* dweight,
                                     void* dbias, double* sums, double* weighted_sums) {
     const Grid grid = folded(given);
-    const PlaneMaps maps(grid, through(tail, z_gradient), weight, bias, mean, var, eps);
+    const PlaneMaps maps(grid, goes_through_tail(tail, residual_gradient), weight, bias, mean, var,
+                         eps);
     const PoolSums all(grid, sums, weighted_sums);
     if (!maps.good() || !all.good()) return MOMENTNORM_NO_MEMORY;
     const int32_t status = with_gradient(
-        tail, g, x, maps.mean, maps.scale.data, maps.shift.data, z_gradient, [&](auto gradient) {
+        tail, g, x, maps.mean, maps.scale.data, maps.shift.data, residual_gradient,
+        [&](auto gradient) {
           return visit_gradient(
-              pool, grid, gradient, x, maps.mean, all.plain, all.weighted,
+              threads, grid, gradient, x, maps.mean, all.plain, all.weighted,
               [&](const Rows& shape, int64_t sample, T* coefficients) {
                 for (int64_t channel = 0; channel < shape.channels; ++channel) {
                   const int64_t plane = sample * shape.channels + channel;
@@ -523,7 +391,7 @@ struct Of {
                                   all.b.data[in_pool], all.c.data[in_pool]);
                 }
               },
-              map_backward_from(gradient, x, dx, z_gradient));
+              map_backward_from(gradient, x, dx, residual_gradient));
         });
     if (status == MOMENTNORM_OK) {
       parameter_gradients(grid, maps.inverse.data, all.plain, all.weighted, dweight, dbias);
@@ -540,7 +408,8 @@ struct Of {
 }  // namespace
 
 extern const Kernels kChannelsLast[kDtypes];
-const Kernels kChannelsLast[kDtypes] = {Of<float>::table(), Of<double>::table(),
-                                        Of<BFloat16>::table(), Of<Float16>::table()};
+const Kernels kChannelsLast[kDtypes] = {ChannelsLast<float>::table(), ChannelsLast<double>::table(),
+                                        ChannelsLast<BFloat16>::table(),
+                                        ChannelsLast<Float16>::table()};
 
 }  // namespace MOMENTNORM_NAMESPACE

@@ -1,38 +1,24 @@
-// What the kernels of every layout share: the numbers of a plane and of its pool, between the two
-// readings of the plane.
+// Coefficients: the numbers of a plane and of its pool that are computed between the two readings
+// of the plane. Both layouts use them.
 //
-// No standard library in the kernels: an inline function of it, compiled with AVX-512 and shared by
-// the linker, would crash an older processor.
+// The kernels use no C++ standard library. The linker keeps one copy of its inline functions, and a
+// copy compiled for AVX-512 would crash on an older processor.
 #pragma once
 
-#include <stdlib.h>
-
 #include "../kernel_table.h"
-#include "../memory.h"
-#include "plane_block.h"
+#include "array.h"
+#include "plane_map.h"
 
 namespace MOMENTNORM_NAMESPACE {
 
 INLINE int64_t planes(const Grid& grid) { return grid.samples * grid.channels; }
 
-// Memory in whole lines, freed at the end of the scope.
-template <class T>
-struct Array {
-  T* data;
-  explicit INLINE Array(int64_t count)
-      : data(static_cast<T*>(momentnorm_allocate((size_t(count) * sizeof(T) + 64) & -size_t(64)))) {
-  }
-  INLINE ~Array() { free(data); }
-  Array(const Array&) = delete;
-  Array& operator=(const Array&) = delete;
-};
-
-// The pools of a grid, and their planes: those of pool p are plane(p * planes + i), sample after
-// sample.
+// The pools of a grid and their planes. The planes of pool p are plane(p * planes + i), sample
+// after sample.
 struct Pools {
   int64_t samples, channels;  // of a pool
   int64_t planes;             // of a pool
-  int64_t across, count;      // pools side by side, over the channels; and in all
+  int64_t across, count;      // pools over the channels, and pools in total
   explicit INLINE Pools(const Grid& grid)
       : samples(grid.pool_samples),
         channels(grid.pool_channels),
@@ -52,7 +38,7 @@ struct Pools {
   }
 };
 
-// The weight or bias of a channel.
+// The value of a parameter for a channel, or `otherwise` where there is no parameter.
 INLINE double parameter(const Grid& grid, const void* values, int64_t channel, double otherwise) {
   if (values == nullptr) return otherwise;
   switch (grid.parameters) {
@@ -67,6 +53,7 @@ INLINE double parameter(const Grid& grid, const void* values, int64_t channel, d
   }
 }
 
+// Stores the value of a parameter, or of its gradient, for a channel.
 INLINE void set_parameter(const Grid& grid, void* values, int64_t channel, double value) {
   switch (grid.parameters) {
     case MOMENTNORM_FLOAT32:
@@ -83,14 +70,14 @@ INLINE void set_parameter(const Grid& grid, void* values, int64_t channel, doubl
   }
 }
 
-// 1 / sqrt(var + eps), and 0 rather than infinity for var = eps = 0, as torch has it.
+// 1 / sqrt(var + eps), and 0 instead of infinity for var = eps = 0, like torch.
 INLINE double inverse_std(double var, double eps) {
   const double total = var + eps;
   return total == 0 ? 0 : 1 / __builtin_sqrt(total);
 }
 
-// The moments of a pool, from those of `count` planes: E[mean_i], and E[var_i] + Var[mean_i].
-// plane(i) gives the index of the i-th. Equal means are pooled exactly.
+// The moments of a pool of `count` planes: E[mean_i] and E[var_i] + Var[mean_i], where plane(i) is
+// the index of plane i. Equal means are pooled exactly.
 struct Moments {
   double mean, var;
 };
@@ -108,7 +95,7 @@ INLINE Moments pooled(const double* mean, const double* var, int64_t count, Plan
   return {centre, spread / double(count)};
 }
 
-// y = (x - mean) * scale + shift
+// Coefficients of y = (x - mean) * scale + shift.
 struct Forward {
   double scale, shift;
 };
@@ -118,8 +105,8 @@ INLINE Forward forward(const Grid& grid, const void* weight, const void* bias, i
           parameter(grid, bias, channel, 0)};
 }
 
-// dx = a * gradient + b * (x - mean) + c, where b and c, which flow through the variance and the
-// mean, are sums over the planes of the pool.
+// The part of one plane in b and c of dx = a * gradient + b * (x - mean) + c. The coefficients of a
+// pool are the sums over its planes. b comes from the variance, c from the mean.
 struct Backward {
   double b, c;
 };
@@ -129,17 +116,17 @@ INLINE Backward backward(const Grid& grid, const void* weight, int64_t channel, 
   return {-a * rstd * rstd * (weighted_sum / count), -a * (sum / count)};
 }
 
-// What a backward needs of each plane: the mean and inverse standard deviation of its pool and,
-// where the gradient goes through a tail, its affine map.
+// Operands of a backward for each plane: mean and inverse standard deviation of its pool. With a
+// tail, scale and shift of its affine map as well.
 struct PlaneMaps {
   Array<double> own_mean, inverse, scale, shift;
   const double* mean;
-  INLINE PlaneMaps(const Grid& grid, bool through, const void* weight, const void* bias,
+  INLINE PlaneMaps(const Grid& grid, bool with_tail, const void* weight, const void* bias,
                    const double* pool_mean, const double* var, double eps)
       : own_mean(alone(grid) ? 0 : planes(grid)),
         inverse(planes(grid)),
-        scale(through ? planes(grid) : 0),
-        shift(through ? planes(grid) : 0),
+        scale(with_tail ? planes(grid) : 0),
+        shift(with_tail ? planes(grid) : 0),
         mean(alone(grid) ? pool_mean : own_mean.data) {
     if (!good()) return;
     if (alone(grid)) {
@@ -155,13 +142,13 @@ struct PlaneMaps {
         }
       }
     }
-    for (int64_t plane = 0; through && plane < planes(grid); ++plane) {
+    for (int64_t plane = 0; with_tail && plane < planes(grid); ++plane) {
       const int64_t channel = plane % grid.channels;
       scale.data[plane] = parameter(grid, weight, channel, 1) * inverse.data[plane];
       shift.data[plane] = parameter(grid, bias, channel, 0);
     }
   }
-  // Whether planes are pools, and their moments those of the pools.
+  // Whether each pool is one plane.
   static INLINE bool alone(const Grid& grid) { return Pools(grid).planes == 1; }
   INLINE bool good() const {
     return own_mean.data != nullptr && inverse.data != nullptr && scale.data != nullptr &&
@@ -169,8 +156,8 @@ struct PlaneMaps {
   }
 };
 
-// A gradient's sums over each plane, where the caller wants them or in memory of their own; and
-// what they make of each pool's b and c.
+// Sums of a gradient over each plane, and the coefficients b and c of each pool. The sums are in
+// the caller's memory, or in an own array where the caller passes none.
 struct PoolSums {
   Array<double> own, b, c;
   double *plain, *weighted;
@@ -184,6 +171,7 @@ struct PoolSums {
   INLINE void set_to_zero(const Grid& grid) const {
     for (int64_t plane = 0; plane < planes(grid); ++plane) plain[plane] = weighted[plane] = 0;
   }
+  // Computes b and c of a pool, after the sums of all its planes.
   INLINE void close(const Grid& grid, const void* weight, const PlaneMaps& maps,
                     int64_t pool) const {
     const Pools pools(grid);
@@ -198,7 +186,7 @@ struct PoolSums {
   }
 };
 
-// What belongs to the channels: dweight and dbias from the sums over planes, sample after sample.
+// Computes dweight and dbias from the sums of each plane, in the order of the samples.
 inline void parameter_gradients(const Grid& grid, const double* inverse, const double* sums,
                                 const double* weighted_sums, void* dweight, void* dbias) {
   constexpr int kTogether = 64;
@@ -219,7 +207,8 @@ inline void parameter_gradients(const Grid& grid, const double* inverse, const d
   }
 }
 
-// Moments or sums of planes without elements: the mean of nothing is not a number.
+// Sets both results of each pool to `value` if planes have no elements, and returns whether they
+// do.
 INLINE bool no_elements(const Grid& grid, double* first, double* second, double value) {
   if (grid.size > 0) return false;
   const int64_t count = Pools(grid).count;

@@ -1,18 +1,19 @@
-// Pools of one channel's small planes, over several samples: BatchNorm.
+// Small batches: pools of the small planes of one channel in several samples, as in BatchNorm.
 //
-// Each place is summed down the samples, and then the places of each channel are added. A piece of
-// work is some whole channels of all samples of a pool.
+// Each place is summed over the samples. Then the places of each channel are added. A piece of work
+// is several whole channels of all samples of a pool.
 #pragma once
 
 #include "small_planes.h"
 
 namespace MOMENTNORM_NAMESPACE {
 
+// Whether the pools of a grid are columns: one channel of several samples.
 INLINE bool down_columns(const Grid& grid) {
   return grid.pool_samples > 1 && grid.pool_channels == 1 && grid.size < kSmallPlane;
 }
 
-// The moments of one pool in double throughout: of what float has no range for.
+// Moments of one pool in double throughout, for numbers beyond the range of float.
 template <class E>
 __attribute__((noinline)) Moments exact_moments_of_column(const E* x, int64_t samples,
                                                           int64_t width, int64_t size) {
@@ -29,25 +30,27 @@ __attribute__((noinline)) Moments exact_moments_of_column(const E* x, int64_t sa
   return {mean, squares / count};
 }
 
+// The columns of a grid, and their kernels.
 template <class E>
-struct Columns {
+struct BatchColumns {
   using T = Compute<E>;
   const Grid& grid;
-  int64_t width, samples;     // of a sample, and of a pool
-  int64_t per_chunk, chunks;  // channels, and chunks of a sample
-  explicit INLINE Columns(const ThreadPool& threads, const Grid& grid_)
+  int64_t width, samples;     // places of a sample, and samples of a pool
+  int64_t per_chunk, chunks;  // channels of a chunk, and chunks of a sample
+  explicit INLINE BatchColumns(const ThreadPool& threads, const Grid& grid_)
       : grid(grid_), width(grid.channels * grid.size), samples(grid.pool_samples) {
-    // Every channel has its own sums: how many are taken together changes no bits.
+    // Each channel has its own sums, so the number of channels per chunk changes no bits.
     const int64_t most = kChunk / grid.size;
     const int64_t wanted = ceil_div(grid.channels, 2 * threads.threads());
     per_chunk = wanted < most ? wanted : most;
-    // Whole lines of memory, where several channels have them.
+    // Chunks begin on a cache line, if they have enough channels for that.
     const int64_t whole = 64 / (grid.size & -grid.size);
     if (per_chunk > whole) per_chunk -= per_chunk % whole;
     chunks = ceil_div(grid.channels, per_chunk);
   }
 
-  // work(pool of the first channel, first channel, channels, operands of the first sample)
+  // Calls work(pool, channels, operands) for each chunk of each pool: the pool of its first
+  // channel, its number of channels, and the operands of the first sample.
   template <class Work>
   INLINE void each_chunk(const ThreadPool& threads, const Operands<E>& operands, Work work) const {
     parallel(threads, grid.samples / samples * chunks,
@@ -62,7 +65,7 @@ struct Columns {
              });
   }
 
-  // The sums of x - origin and of its square, down the samples.
+  // Adds x - origin and its square over the samples.
   INLINE void add_about(const Operands<E>& at, int64_t count, const T* origin,
                         PlaceSums<T>& sums) const {
     add_samples(sums, 0, samples, count, [&](int64_t sample) {
@@ -74,7 +77,8 @@ struct Columns {
     });
   }
 
-  // The moments of some channels: first a mean, about the first sample, then all about that mean.
+  // Moments of the channels of a chunk. The first sums, about the first sample, give a mean. The
+  // second sums, about that mean, give the results.
   INLINE void moments(const Operands<E>& at, int64_t channels, double* mean, double* var) const {
     alignas(kBytes) T origin[kChunk + kWidth<T>];
     PlaceSums<T> sums;
@@ -97,7 +101,8 @@ struct Columns {
     for (int64_t channel = 0; channel < channels; ++channel) {
       const ChannelSums all = over_places(sums, channel * grid.size, grid.size);
       const double offset = all.first / elements, m2 = all.second - offset * all.first;
-      // About the mean a sum may be 0 by itself: only squares that are not show that none was lost.
+      // A sum about the mean may be exactly 0 although squares underflowed, so only squares other
+      // than 0 show that none was lost.
       if (sizeof(T) == sizeof(double) ||
           (all.second != 0 && in_range(all.second, all.first, elements))) {
         mean[channel] = double(origin[channel * grid.size]) + offset;
@@ -110,6 +115,7 @@ struct Columns {
     }
   }
 
+  // The forward: moments and y.
   INLINE void normalize(const ThreadPool& threads, const Operands<E>& operands, double eps,
                         double* mean, double* var) const {
     each_chunk(threads, operands, [&](int64_t pool, int64_t channels, const Operands<E>& at) {
@@ -118,7 +124,7 @@ struct Columns {
     });
   }
 
-  // The same with given moments of each channel.
+  // The forward with given moments of each channel.
   INLINE void normalize_with(const ThreadPool& threads, const Operands<E>& operands, double eps,
                              const void* mean, const void* var) const {
     each_chunk(threads, operands, [&](int64_t first, int64_t channels, const Operands<E>& at) {
@@ -128,14 +134,14 @@ struct Columns {
     });
   }
 
-  // y, where moments(k) gives those of channel k of these.
+  // Computes y of a chunk. moments(k) gives the moments of its channel k.
   template <class Get>
   INLINE void map(const Operands<E>& at, int64_t channels, double eps, Get moments) const {
-    OfSeveral<T> numbers;
+    SeveralPools<T> numbers;
     for (int64_t k = 0; k < channels; ++k) {
       const Moments of_channel = moments(k);
       numbers.set(k * grid.size, grid.size,
-                  Shared<T>(of_channel.mean, inverse_std(of_channel.var, eps)));
+                  PoolNumbers<T>(of_channel.mean, inverse_std(of_channel.var, eps)));
     }
     alignas(kBytes) T chunk[kChunk];
     for (int64_t sample = 0; sample < samples; ++sample) {
@@ -143,23 +149,23 @@ struct Columns {
     }
   }
 
-  // dx; and the sums of each channel of each pool, of g * (x - mean) * rstd and of g: into twice
-  // the channels of `sums` for all pools side by side.
+  // Computes dx, and for each channel of each pool the sums of g * (x - mean) * rstd and of g.
+  // `sums_of` receives them: 2 x channels numbers for each row of pools.
   INLINE void backward(const ThreadPool& threads, const Operands<E>& operands, const double* mean,
                        const double* var, double eps, double* sums_of) const {
     each_chunk(threads, operands, [&](int64_t pool, int64_t channels, const Operands<E>& at) {
-      OfSeveral<T> numbers;
+      SeveralPools<T> numbers;
       alignas(kBytes) T chunk[kChunk];
       PlaceSums<T> sums;
       const int64_t count = channels * grid.size;
       const double elements = double(grid.size * samples);
       for (int64_t k = 0; k < channels; ++k) {
         numbers.set(k * grid.size, grid.size,
-                    Shared<T>(mean[pool + k], inverse_std(var[pool + k], eps)));
+                    PoolNumbers<T>(mean[pool + k], inverse_std(var[pool + k], eps)));
       }
       add_samples(sums, 0, samples, count, [&](int64_t sample) {
         Operands<E> row = at.from(sample * width, 0);
-        row.copy = nullptr;
+        row.residual_gradient = nullptr;
         gradient_of_places(row, 0, count, numbers, chunk);
         backward_places<true, false>(row, 0, count, numbers, chunk, sums);
       });
@@ -170,8 +176,8 @@ struct Columns {
         const double rstd = inverse_std(var[pool + k], eps);
         const double a = rstd * double(at.weight[k * grid.size]);
         numbers.set(k * grid.size, grid.size,
-                    Shared<T>(mean[pool + k], rstd, -a * rstd * (all.first / elements),
-                              -a * (all.second / elements)));
+                    PoolNumbers<T>(mean[pool + k], rstd, -a * rstd * (all.first / elements),
+                                   -a * (all.second / elements)));
       }
       for (int64_t sample = 0; sample < samples; ++sample) {
         const Operands<E> row = at.from(sample * width, 0);

@@ -1,29 +1,33 @@
-// Pools of several small planes of one sample: GroupNorm, and LayerNorm over (C, *S).
+// Small groups: pools of several small planes of one sample, as in GroupNorm and in LayerNorm over
+// (C, *S).
 //
-// Their elements follow one another in memory: a pool is one run, whose sums know no planes. The
-// gradients of weight and bias are summed down the samples, place by place.
+// The elements of such a pool are one contiguous run, which is summed as a whole. The gradients of
+// weight and bias are summed over the samples for each place.
 #pragma once
 
 #include "small_planes.h"
 
 namespace MOMENTNORM_NAMESPACE {
 
-// Runs below this length are added in double; several of them share a register.
+// Shorter runs are added in double, and several of them share a register.
 constexpr int64_t kShortRun = kColumns;
-// So many samples are summed up in one piece of work.
+// Number of samples that one piece of work sums.
 constexpr int64_t kRows = 64;
 
+// Whether the pools of a grid are runs.
 INLINE bool along_runs(const Grid& grid) {
   return grid.pool_samples == 1 && grid.pool_channels > 1 && grid.size < kSmallPlane;
 }
 
-// The places of a sample, and how they are cut into chunks: of some whole runs, or of some channels
-// of one.
+// The runs of a sample, and its chunks. A chunk is several whole runs, or several channels of one
+// run.
 struct Runs {
-  int64_t length, width, per_sample;  // of a run, of a sample, and runs of a sample
-  bool whole;                         // whether chunks are whole runs
-  int64_t per_chunk, parts;           // places, and chunks of a run, where it is cut up
-  int64_t chunks;                     // of a sample
+  int64_t length, width;  // places of a run, and of a sample
+  int64_t per_sample;     // runs of a sample
+  bool whole;             // whether chunks are whole runs
+  int64_t per_chunk;      // places of a chunk
+  int64_t parts;          // chunks of a run, if it is longer than a chunk
+  int64_t chunks;         // chunks of a sample
   explicit INLINE Runs(const Grid& grid)
       : length(grid.pool_channels * grid.size),
         width(grid.channels * grid.size),
@@ -42,7 +46,7 @@ struct Runs {
   }
 };
 
-// The same grid, with runs for planes.
+// The grid in which each run is a plane.
 INLINE Grid grid_of_runs(const Grid& grid) {
   Grid runs = grid;
   runs.channels = grid.channels / grid.pool_channels;
@@ -51,13 +55,13 @@ INLINE Grid grid_of_runs(const Grid& grid) {
   return runs;
 }
 
-// body(begin, end, numbers) over the places of a chunk, where shared(run) gives the numbers of a
-// run of this sample. Places count from the beginning of the chunk.
+// Calls body(begin, end, numbers) for the places of a chunk, counted from its beginning.
+// shared(run) gives the PoolNumbers of a run of this sample.
 template <class T, class Get, class Body>
 INLINE void each_run(const Runs& runs, int64_t first, int64_t last, Get shared, Body body) {
   int64_t run = first / runs.length;
   if (runs.length < kShortRun) {
-    OfSeveral<T> several;
+    SeveralPools<T> several;
     for (int64_t at = first; at < last; at += runs.length) {
       several.set(at - first, runs.length, shared(run++));
     }
@@ -66,12 +70,12 @@ INLINE void each_run(const Runs& runs, int64_t first, int64_t last, Get shared, 
   }
   for (int64_t at = first; at < last; ++run) {
     const int64_t end = (run + 1) * runs.length < last ? (run + 1) * runs.length : last;
-    body(at - first, end - first, OfOne<T>{shared(run)});
+    body(at - first, end - first, OnePool<T>{shared(run)});
     at = end;
   }
 }
 
-// y at the places from `first` to `last` of one sample, from the moments of its runs.
+// Computes y at the places from `first` to `last` of one sample, from the moments of its runs.
 template <class E>
 INLINE void map_runs(const Runs& runs, const Operands<E>& at, const double* mean, const double* var,
                      double eps, int64_t first, int64_t last) {
@@ -79,13 +83,13 @@ INLINE void map_runs(const Runs& runs, const Operands<E>& at, const double* mean
   alignas(kBytes) T chunk[kChunk];
   each_run<T>(
       runs, first, last,
-      [=](int64_t run) { return Shared<T>(mean[run], inverse_std(var[run], eps)); },
+      [=](int64_t run) { return PoolNumbers<T>(mean[run], inverse_std(var[run], eps)); },
       [&](int64_t begin, int64_t end, const auto& numbers) {
         map_places(at, begin, end, numbers, chunk);
       });
 }
 
-// The moments of a short run, in double: its mean, then about its mean.
+// Moments of a short run, in double: first the mean, then the variance about it.
 template <class T>
 INLINE Moments short_moments(const T* x, int64_t length) {
   const double first = double(x[0]), count = double(length);
@@ -99,6 +103,7 @@ INLINE Moments short_moments(const T* x, int64_t length) {
   return {mean, squares / count};
 }
 
+// The forward of short runs: moments and y.
 template <class E>
 INLINE void normalize_short_runs(const ThreadPool& threads, const Grid& grid,
                                  const Operands<E>& operands, double eps, double* mean,
@@ -126,19 +131,19 @@ INLINE void normalize_short_runs(const ThreadPool& threads, const Grid& grid,
       });
 }
 
-// The gradient in front of the weight times the weight, of a run from its beginning on: for the
-// sums of a long one.
+// Gradient in front of the weight, for the sums of a long run: pre_activation_gradient * weight,
+// computed one chunk at a time.
 template <class E>
-struct ThroughWeight {
+struct WeightedGradient {
   static constexpr bool kPairs = false;
   Operands<E> run;
-  OfOne<Compute<E>> numbers;
+  OnePool<Compute<E>> numbers;
   int64_t begin = 0;
   alignas(kBytes) Compute<E> chunk[kChunk + kWidth<Compute<E>>];
 
-  INLINE ThroughWeight(const Operands<E>& run_, const Shared<Compute<E>>& shared)
+  INLINE WeightedGradient(const Operands<E>& run_, const PoolNumbers<Compute<E>>& shared)
       : run(run_), numbers{shared} {
-    run.copy = nullptr;
+    run.residual_gradient = nullptr;
   }
   INLINE void prepare(int64_t i, int64_t count) {
     using T = Compute<E>;
@@ -152,8 +157,8 @@ struct ThroughWeight {
   INLINE const Compute<E>* at(int64_t i) const { return chunk + (i - begin); }
 };
 
-// The sums over the whole runs of a chunk, of g * weight and of that times x - mean, where `chunk`
-// has g; `sums` is of the first of these runs.
+// Sums g * weight and g * weight * (x - mean) over each run of a chunk of whole runs, where `chunk`
+// holds g = pre_activation_gradient. `mean` and `sums` start at the first of these runs.
 template <class E>
 INLINE void sum_runs(const Runs& runs, const Operands<E>& at, const Compute<E>* chunk,
                      int64_t count, const double* mean, GradientSums* sums) {
@@ -164,7 +169,7 @@ INLINE void sum_runs(const Runs& runs, const Operands<E>& at, const Compute<E>* 
   }
   if (runs.length >= kShortRun) {
     for (int64_t from = 0; from < count; from += runs.length) {
-      Given<T> g = {weighted + from};
+      DirectGradient<T> g = {weighted + from};
       *sums++ = gradient_sums_of(g, at.x + from, runs.length, *mean++, NoFetch{});
     }
     return;
@@ -179,9 +184,9 @@ INLINE void sum_runs(const Runs& runs, const Operands<E>& at, const Compute<E>* 
   }
 }
 
-// dx; and down kRows samples at a time the sums of each channel, into `partial`: twice the channels
-// for each piece of work. The sums of runs are known where these are longer than a chunk, and are
-// formed here otherwise.
+// Computes dx, and the terms of dweight and dbias for each channel, summed over kRows samples at a
+// time. `partial` receives them, 2 x channels numbers for each such block of samples. `sums` of the
+// runs is an input where runs are longer than a chunk, and is computed here otherwise.
 template <class E>
 INLINE void map_runs_backward(const ThreadPool& threads, const Grid& grid,
                               const Operands<E>& operands, const double* mean, const double* var,
@@ -199,7 +204,7 @@ INLINE void map_runs_backward(const ThreadPool& threads, const Grid& grid,
       const Operands<E> at = operands.from(sample * runs.width + first, first);
       const int64_t before = sample * runs.per_sample;
       auto forward = [&](int64_t run) {
-        return Shared<T>(mean[before + run], inverse_std(var[before + run], eps));
+        return PoolNumbers<T>(mean[before + run], inverse_std(var[before + run], eps));
       };
       each_run<T>(runs, first, last, forward, [&](int64_t begin, int64_t end, const auto& numbers) {
         gradient_of_places(at, begin, end, numbers, chunk);
@@ -211,8 +216,8 @@ INLINE void map_runs_backward(const ThreadPool& threads, const Grid& grid,
       auto both = [&](int64_t run) {
         const double rstd = inverse_std(var[before + run], eps), n = double(runs.length);
         const GradientSums all = sums[before + run];
-        return Shared<T>(mean[before + run], rstd, -rstd * rstd * rstd * (all.weighted / n),
-                         -rstd * (all.plain / n));
+        return PoolNumbers<T>(mean[before + run], rstd, -rstd * rstd * rstd * (all.weighted / n),
+                              -rstd * (all.plain / n));
       };
       each_run<T>(runs, first, last, both, [&](int64_t begin, int64_t end, const auto& numbers) {
         backward_places<true, true>(at, begin, end, numbers, chunk, places);

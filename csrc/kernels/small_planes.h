@@ -1,9 +1,10 @@
-// Small planes: arithmetic on the places of a sample, several channels to a register.
+// Small planes: arithmetic on registers that hold elements of several channels.
 //
-// A plane of a few elements is less than a register, and its sums take longer to come to an end
-// than to be formed. So a sample is taken as a row of places, its channels x size elements, and
-// what belongs to a plane is spread over its places. small_groups.h has the pools of one sample,
-// which add along the rows; small_batches.h those of one channel, which add down the samples.
+// A plane of a few elements is smaller than a register, and adding up the lanes of its sums takes
+// longer than forming them. So a sample is one row of channels x size places, and the numbers of a
+// plane are repeated for each of its places. small_groups.h has pools of one sample, which are
+// summed along the row. small_batches.h has pools of one channel, which are summed down the
+// samples.
 #pragma once
 
 #include "coefficients.h"
@@ -11,18 +12,18 @@
 
 namespace MOMENTNORM_NAMESPACE {
 
-// Planes below this size are small.
+// Planes with fewer elements are small.
 constexpr int64_t kSmallPlane = 128;
-// So many samples are added in the compute type before they are added in double.
+// Number of samples that are added in the compute type, before their sum is added in double.
 constexpr int64_t kRowsInT = 16;
 
-// Writes up to a register more than `count`.
+// Sets `count` elements. Up to one register behind them is overwritten.
 template <class T>
 INLINE void fill(T* target, int64_t count, T value) {
   for (int64_t i = 0; i < count; i += kWidth<T>) store(target + i, all(value));
 }
 
-// The weight and bias of each place.
+// Weight and bias, repeated for each place.
 template <class T>
 struct PlaceMaps {
   Array<T> weight, bias;
@@ -45,51 +46,53 @@ struct PlaceMaps {
   }
 };
 
-// The operands of a call, from one element of the feature maps and its place on.
+// Operands of a call, starting at one element of the feature maps and at its place in the row.
 template <class E>
 struct Operands {
   const Tail& tail;
-  bool given;  // whether the gradient is simply the given one
-  const E *g, *x, *residual;
-  E *y, *copy;
-  const Compute<E>*weight, *bias;
+  bool gradient_is_direct;         // pre_activation_gradient is the gradient of y
+  const E *g, *x, *residual;       // gradient of y; residual may be null
+  E* y;                            // output: y, or dx in a backward
+  E* residual_gradient;            // output, or null
+  const Compute<E>*weight, *bias;  // of each place
   INLINE Operands from(int64_t element, int64_t place) const {
     return {tail,
-            given,
+            gradient_is_direct,
             moved(g, element),
             x + element,
             moved(residual, element),
             moved(y, element),
-            moved(copy, element),
+            moved(residual_gradient, element),
             weight + place,
             bias + place};
   }
 };
 
-// What the places of a pool share: its mean as T and a rest, and three more numbers.
+// Numbers of a pool, equal for all its places: the mean as T and its rest, the inverse standard
+// deviation, and the coefficients b and c of a backward.
 template <class T>
-struct Shared {
+struct PoolNumbers {
   T high, rest, rstd, b, c;
-  explicit INLINE Shared(double mean, double rstd_, double b_ = 0, double c_ = 0)
-      : Shared(Split<T>(mean), rstd_, b_, c_) {}
-  explicit INLINE Shared(const Split<T>& mean, double rstd_, double b_, double c_)
-      : high(mean.high), rest(T(mean.rest)), rstd(T(rstd_)), b(T(b_)), c(T(c_)) {}
+  explicit INLINE PoolNumbers(double mean, double rstd_, double b_ = 0, double c_ = 0)
+      : PoolNumbers(Split<T>(mean), rstd_, b_, c_) {}
+  explicit INLINE PoolNumbers(const Split<T>& mean, double rstd_, double b_, double c_)
+      : high(mean.high), rest(T(mean.rest())), rstd(T(rstd_)), b(T(b_)), c(T(c_)) {}
 };
-// Of the register of places from i on: the same numbers for all, ...
+// Numbers for the register of places from i on, where all places belong to one pool.
 template <class T>
-struct OfOne {
-  Shared<T> shared;
+struct OnePool {
+  PoolNumbers<T> shared;
   INLINE Vec<T> high(int64_t) const { return all(shared.high); }
   INLINE Vec<T> rest(int64_t) const { return all(shared.rest); }
   INLINE Vec<T> rstd(int64_t) const { return all(shared.rstd); }
   INLINE Vec<T> b(int64_t) const { return all(shared.b); }
   INLINE Vec<T> c(int64_t) const { return all(shared.c); }
 };
-// ... or those of several pools, given in order.
+// Numbers for the register of places from i on, where the places belong to several pools.
 template <class T>
-struct OfSeveral {
+struct SeveralPools {
   alignas(kBytes) T values[5][kChunk + kWidth<T>];
-  INLINE void set(int64_t i, int64_t count, const Shared<T>& shared) {
+  INLINE void set(int64_t i, int64_t count, const PoolNumbers<T>& shared) {
     const T numbers[5] = {shared.high, shared.rest, shared.rstd, shared.b, shared.c};
     for (int k = 0; k < 5; ++k) fill(values[k] + i, count, numbers[k]);
   }
@@ -100,8 +103,9 @@ struct OfSeveral {
   INLINE Vec<T> c(int64_t i) const { return load(values[4] + i); }
 };
 
-// z = (x - mean) * rstd * weight + bias + residual at some places; residual may be null. result(i,
-// n, z) takes a register, of which n places count.
+// Computes pre_activation = (x - mean) * rstd * weight + bias + residual at the places from `begin`
+// to `end`. residual may be null. result(i, n, pre_activation) receives the register of the places
+// from i on, of which the first n exist.
 template <class E, class Numbers, class Result>
 INLINE void affine_places(const Operands<E>& at, const E* residual, int64_t begin, int64_t end,
                           const Numbers& numbers, Result result) {
@@ -109,44 +113,52 @@ INLINE void affine_places(const Operands<E>& at, const E* residual, int64_t begi
   for (int64_t i = begin; i < end; i += kWidth<T>) {
     const int64_t n = end - i;
     const Vec<T> centred = (load_some(at.x + i, n) - numbers.high(i)) - numbers.rest(i);
-    Vec<T> z = centred * (numbers.rstd(i) * load(at.weight + i)) + load(at.bias + i);
-    if (residual != nullptr) z += load_some(residual + i, n);
-    result(i, n, z);
+    Vec<T> pre_activation = centred * (numbers.rstd(i) * load(at.weight + i)) + load(at.bias + i);
+    if (residual != nullptr) pre_activation += load_some(residual + i, n);
+    result(i, n, pre_activation);
   }
 }
 
-// y at some places of a chunk; `chunk` is memory to work in.
+// Computes y at the places from `begin` to `end` of a chunk. `chunk` is scratch memory.
 template <class E, class Numbers>
 INLINE void map_places(const Operands<E>& at, int64_t begin, int64_t end, const Numbers& numbers,
                        Compute<E>* chunk) {
   using T = Compute<E>;
   if (plain(at.tail)) {
     affine_places(at, static_cast<const E*>(nullptr), begin, end, numbers,
-                  [&](int64_t i, int64_t n, Vec<T> z) { store_some(at.y + i, n, z); });
+                  [&](int64_t i, int64_t n, Vec<T> pre_activation) {
+                    store_some(at.y + i, n, pre_activation);
+                  });
     return;
   }
   affine_places(at, at.residual, begin, end, numbers,
-                [&](int64_t i, int64_t n, Vec<T> z) { store_some(chunk + i, n, z); });
+                [&](int64_t i, int64_t n, Vec<T> pre_activation) {
+                  store_some(chunk + i, n, pre_activation);
+                });
   activate(at.tail, chunk + begin, at.y + begin, end - begin);
 }
 
-// The gradient of z at some places of a chunk, in the compute type, into `chunk`.
+// Stores pre_activation_gradient of the places from `begin` to `end` in `chunk`, in the compute
+// type.
 template <class E, class Numbers>
 INLINE void gradient_of_places(const Operands<E>& at, int64_t begin, int64_t end,
                                const Numbers& numbers, Compute<E>* chunk) {
   using T = Compute<E>;
-  if (at.given) {
+  if (at.gradient_is_direct) {
     for (int64_t i = begin; i < end; i += kWidth<T>) {
       store_some(chunk + i, end - i, load_some(at.g + i, end - i));
     }
     return;
   }
   affine_places(at, at.residual, begin, end, numbers,
-                [=](int64_t i, int64_t n, Vec<T> z) { store_some(chunk + i, n, z); });
-  activation_gradient(at.tail, chunk + begin, at.g + begin, moved(at.copy, begin), end - begin);
+                [=](int64_t i, int64_t n, Vec<T> pre_activation) {
+                  store_some(chunk + i, n, pre_activation);
+                });
+  activation_gradient(at.tail, chunk + begin, at.g + begin, moved(at.residual_gradient, begin),
+                      end - begin);
 }
 
-// Two sums down the samples for each place of a chunk.
+// Two sums over the samples, for each place of a chunk.
 template <class T>
 struct PlaceSums {
   alignas(kBytes) T rows[2][kChunk + kWidth<T>];
@@ -157,7 +169,7 @@ struct PlaceSums {
   }
 };
 
-// row(sample) adds a sample's places to the sums.
+// Adds the samples from `begin` to `end`. row(sample) adds one sample to the sums.
 template <class T, class Row>
 INLINE void add_samples(PlaceSums<T>& sums, int64_t begin, int64_t end, int64_t count, Row row) {
   for (double (&total)[kChunk] : sums.totals) memset(total, 0, size_t(count) * sizeof(double));
@@ -173,8 +185,9 @@ INLINE void add_samples(PlaceSums<T>& sums, int64_t begin, int64_t end, int64_t 
   }
 }
 
-// Of the gradient in `chunk` at some places: the terms g * (x - mean) * rstd and g of the sums, and
-// dx = weight * rstd * g + b * (x - mean) + c; either or both.
+// Processes the places from `begin` to `end`, where `chunk` holds pre_activation_gradient g. With
+// kAdd it adds g * (x - mean) * rstd and g to the sums. With kMap it stores dx = weight * rstd * g
+// + b * (x - mean) + c.
 template <bool kAdd, bool kMap, class E, class Numbers>
 INLINE void backward_places(const Operands<E>& at, int64_t begin, int64_t end,
                             const Numbers& numbers, const Compute<E>* chunk,
@@ -188,14 +201,14 @@ INLINE void backward_places(const Operands<E>& at, int64_t begin, int64_t end,
       store_some(at.y + i, n,
                  g * (rstd * load(at.weight + i)) + (centred * numbers.b(i) + numbers.c(i)));
     }
-    // The lanes behind `end` are places of the next run. They add 0, even where a mean or rstd of
-    // this run is not finite and makes their product NaN.
+    // Lanes behind `end` are places of the next run. They have to add 0, also where the mean or
+    // rstd of this run is not finite and their product is NaN.
     if constexpr (kAdd) sums.add(i, first_lanes<T>(g * (centred * rstd), n), g);
   }
 }
 
-// The sums over the places of a channel: four at a time, since one addition waits for the one
-// before.
+// Sums over the places of a channel. Four partial sums are faster than one, in which each addition
+// waits for the previous one.
 struct ChannelSums {
   double first, second;
 };
@@ -214,7 +227,7 @@ INLINE ChannelSums over_places(const PlaceSums<T>& sums, int64_t begin, int64_t 
           (parts[1][0] + parts[1][1]) + (parts[1][2] + parts[1][3])};
 }
 
-// The elements of a chunk in the compute type: where they are, or in `values`.
+// Returns the elements of a chunk in the compute type: x itself, or a converted copy in `values`.
 template <class E>
 INLINE const Compute<E>* computed(const E* x, int64_t count, Compute<E>* values) {
   using T = Compute<E>;

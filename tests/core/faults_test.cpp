@@ -1,8 +1,8 @@
-// Fails the n-th allocation of each call, for every n: in the kernels and in the keeper of large
-// outputs. A call then either gives its right results, or says that there is no memory and has
-// written nothing; and no memory is lost.
+// Fails the n-th allocation of each call, for every n, in the kernels and in the memory of large
+// outputs. A call then either gives its right results, or returns MOMENTNORM_NO_MEMORY and has
+// written nothing. No memory leaks.
 //
-// The linker sends the library's allocations here: -Wl,--wrap=malloc and so on.
+// The linker redirects the library's allocations to this file, by -Wl,--wrap=malloc and so on.
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,12 +22,12 @@
 namespace {
 
 std::atomic<int64_t> allocations = 0;  // since the last reset
-std::atomic<int64_t> fails_from = -1;  // the number of the first that fails, or -1
-std::atomic<bool> fails_on = false;    // whether all after it fail as well
-std::atomic<int64_t> live = 0;         // pieces of memory from the C library
+std::atomic<int64_t> fails_from = -1;  // number of the first that fails, or -1
+std::atomic<bool> fails_on = false;    // whether all later ones fail as well
+std::atomic<int64_t> live = 0;         // allocations of the C library
 std::atomic<int64_t> mapped = 0;       // bytes from the system
 int failures = 0;
-bool forks = false;  // whether the next memory that goes back to the system forks the process
+bool forks = false;  // whether the next munmap() forks the process
 
 bool fails() {
   const int64_t number = allocations++;
@@ -97,8 +97,8 @@ void keep_a_block(int64_t bytes) {
   output->deleter(output);
 }
 
-// The process may fork at any moment, as here in the middle of the keeper's work. The child can use
-// the keeper, and does not wait for a thread that it does not have.
+// Forks the process in the middle of a change of kept memory. The child can use the kept memory,
+// and does not wait for a thread that it does not have.
 void fork_here() {
   forks = false;
   const pid_t child = fork();
@@ -111,10 +111,10 @@ void fork_here() {
   }
   int status = -1;
   waitpid(child, &status, 0);
-  check(status == 0, "the keeper of a forked child");
+  check(status == 0, "kept memory of a forked child");
 }
 
-// Two threads, one after the other.
+// A thread pool of two threads that run one after the other.
 int32_t two_threads(uint32_t* count) {
   *count = 2;
   return 0;
@@ -126,13 +126,12 @@ int32_t in_turn(int64_t begin, int64_t end, int64_t, momentnorm_body body, void*
   return 0;
 }
 
-// All buffers of a call; the outputs hold a pattern before it. x is an output as well where the
-// call is in place.
+// All buffers of a call. Outputs hold a pattern before the call. In place, x is an output as well.
 struct Buffers {
   momentnorm_grid grid;
   momentnorm_tail tail;
   bool in_place;
-  std::vector<float> x, gradient, weight, bias, y, copy, dweight, dbias;
+  std::vector<float> x, gradient, weight, bias, y, residual_gradient, dweight, dbias;
   std::vector<double> mean, var, first, second;
 
   Buffers(const momentnorm_grid& grid_, int32_t activation, bool in_place_)
@@ -140,15 +139,16 @@ struct Buffers {
     const size_t channels = size_t(grid.channels), planes = size_t(grid.samples) * channels;
     x.resize(planes * size_t(grid.size));
     for (size_t i = 0; i < x.size(); ++i) x[i] = float(i * 7919 % 1000) / 500;
-    gradient = y = copy = x;
+    gradient = y = residual_gradient = x;
     weight.assign(channels, 0.5f), bias.assign(channels, 0.25f);
     dweight.assign(channels, -1), dbias = dweight;
     mean.assign(planes, 1), var.assign(planes, 0.5), first.assign(planes, -1), second = first;
   }
   float* out() { return in_place ? x.data() : y.data(); }
   bool operator==(const Buffers& other) const {
-    return x == other.x && y == other.y && copy == other.copy && dweight == other.dweight &&
-           dbias == other.dbias && first == other.first && second == other.second;
+    return x == other.x && y == other.y && residual_gradient == other.residual_gradient &&
+           dweight == other.dweight && dbias == other.dbias && first == other.first &&
+           second == other.second;
   }
 };
 
@@ -191,20 +191,20 @@ const Named kFunctions[] = {
        return momentnorm_apply_gradient(&b.grid, &b.tail, b.gradient.data(), b.x.data(),
                                         b.mean.data(), b.var.data(), b.mean.data(), b.var.data(),
                                         b.mean.data(), b.mean.data(), b.out(),
-                                        b.tail.activation ? b.copy.data() : nullptr);
+                                        b.tail.activation ? b.residual_gradient.data() : nullptr);
      }},
     {"normalize_backward",
      [](Buffers& b) {
        return momentnorm_normalize_backward(
            &b.grid, &b.tail, b.gradient.data(), b.x.data(), b.mean.data(), b.var.data(),
            b.weight.data(), b.bias.data(), 1e-5, b.out(),
-           b.tail.activation ? b.copy.data() : nullptr, b.dweight.data(), b.dbias.data(),
-           b.first.data(), b.second.data());
+           b.tail.activation ? b.residual_gradient.data() : nullptr, b.dweight.data(),
+           b.dbias.data(), b.first.data(), b.second.data());
      }},
 };
 
-// Fails each allocation of a call, alone and with all later ones. Returns how often the call said
-// that there is no memory.
+// Fails each allocation of a call, alone and together with all later ones. Returns the number of
+// calls that reported no memory.
 int try_all_faults(const Function& call, const Buffers& before, const std::string& label) {
   fail_none();
   Buffers right = before;
@@ -225,14 +225,15 @@ int try_all_faults(const Function& call, const Buffers& before, const std::strin
         check(found == before, fault + ": something was written");
         ++refused;
       }
-      check(live == 0, fault + ": memory is lost");
+      check(live == 0, fault + ": memory leaks");
     }
   }
   return refused;
 }
 
 void kernels() {
-  // Planes of one block and of several; runs, whole and cut; columns; samples and groups of them.
+  // Planes of one block and of several blocks, whole and cut runs, columns, samples, and groups of
+  // samples.
   const momentnorm_grid grids[] = {
       {4, 3, 300, 1, 1, 0, 0, 0},  {1, 2, 17000, 1, 1, 0, 0, 0}, {2, 6, 5, 1, 3, 0, 0, 0},
       {2, 32, 49, 1, 32, 0, 0, 0}, {8, 3, 47, 8, 1, 0, 0, 0},    {2, 2, 9000, 2, 1, 0, 0, 0},
@@ -256,19 +257,19 @@ void kernels() {
   check(refused > 100, "faults reach the kernels");
 }
 
-void keeper() {
+void kept_memory() {
   momentnorm_limit_kept_memory(64 * kMegabyte);
-  // A block just above a power of two wastes a sixteenth at most.
+  // A block slightly larger than a power of two wastes at most a sixteenth.
   keep_a_block(4 * kMegabyte + 4);
   check(momentnorm_kept_memory() <= 4 * kMegabyte * 17 / 16, "a rounded size");
 
-  // A kernel and an output that find no memory get that of kept blocks.
+  // A kernel or an output that finds no memory gets the kept memory.
   Buffers buffers({2, 3, 47, 1, 3, 0, 0, 0}, MOMENTNORM_IDENTITY, false);
   fail_allocation(0, false);
   check(kFunctions[2].call(buffers) == MOMENTNORM_OK && momentnorm_kept_memory() == 0,
         "a kernel gets the kept memory back");
   keep_a_block(4 * kMegabyte);
-  fail_allocation(1, false);  // 0 is the tensor, 1 its memory
+  fail_allocation(1, false);  // allocation 0 is the tensor, 1 its memory
   Output* const output = new_output(16 * kMegabyte);
   check(output != nullptr && momentnorm_kept_memory() == 0, "an output gets the kept memory back");
   if (output != nullptr) output->deleter(output);
@@ -278,10 +279,10 @@ void keeper() {
     fail_allocation(number, true);
     check(new_output(16 * kMegabyte) == nullptr, "an output without memory");
     fail_none();
-    check(live == 0 && mapped == 0, "an output without memory loses none");
+    check(live == 0 && mapped == 0, "an output without memory leaks none");
   }
   keep_a_block(16 * kMegabyte);
-  check(momentnorm_kept_memory() == 16 * kMegabyte, "the keeper works after faults");
+  check(momentnorm_kept_memory() == 16 * kMegabyte, "memory is kept after faults");
   momentnorm_limit_kept_memory(0);
   check(momentnorm_kept_memory() == 0 && live == 0 && mapped == 0, "the limit gives all back");
 }
@@ -289,12 +290,12 @@ void keeper() {
 void forking() {
   momentnorm_limit_kept_memory(16 * kMegabyte);
   keep_a_block(8 * kMegabyte);
-  forks = true;  // where the limit drops the block
+  forks = true;  // when the limit drops the block
   momentnorm_limit_kept_memory(0);
   check(!forks, "the limit gives memory back");
   momentnorm_limit_kept_memory(16 * kMegabyte);
   keep_a_block(12 * kMegabyte);
-  forks = true;  // where a newer block replaces it
+  forks = true;  // when a newer block replaces the old one
   keep_a_block(14 * kMegabyte);
   check(!forks, "a newer block replaces an older one");
   momentnorm_limit_kept_memory(0);
@@ -305,7 +306,7 @@ void forking() {
 int main() {
   momentnorm_set_thread_pool(in_turn, two_threads);
   kernels();
-  keeper();
+  kept_memory();
   forking();
   std::printf("faults: %d failures\n", failures);
   return failures != 0;

@@ -1,21 +1,28 @@
-"""Kept memory for large outputs: limits of containers and failed allocations.
+"""Kept memory: large outputs, limits of containers, and failed allocations.
 
 ``faults_test.cpp`` tests forks, and a failure of every allocation.
 """
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
 
+from momentnorm import functional
 from momentnorm.core.backends import cpu
 from momentnorm.doctor import command
 from momentnorm.support.machine import usable_memory
+from support.layouts import feature_map
 
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+LAYOUTS = ("channels_first", "channels_last")
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +30,61 @@ def _limit_restored():
     limit = cpu.kept_memory_limit()
     yield
     cpu.limit_kept_memory(limit)
+
+
+@pytest.fixture
+def no_memory_kept():
+    """No kept memory, and a limit of 64 MB, before and after a test."""
+    cpu.limit_kept_memory(0)
+    cpu.limit_kept_memory(64 << 20)
+    yield
+    cpu.limit_kept_memory(0)
+    cpu.limit_kept_memory(64 << 20)
+
+
+@pytest.mark.usefixtures("no_memory_kept")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_outputs_use_the_pages_of_those_before(dtype, layout):
+    x = feature_map(1, 5, 2**20, dtype, 0.0, layout)
+    exact = torch.nn.functional.instance_norm(x.double().contiguous()).to(dtype)
+    y, _, _ = cpu.normalize(x, None, None, 1e-5)
+    assert y.dtype == dtype
+    assert y.stride() == x.stride()
+    torch.testing.assert_close(y, exact)
+    address, size = y.data_ptr(), y.untyped_storage().nbytes()
+    del y
+    assert size <= cpu.kept_memory() < size + (2 << 20)
+    y, _, _ = cpu.normalize(x, None, None, 1e-5)
+    other, _, _ = cpu.normalize(x, None, None, 1e-5)
+    assert y.data_ptr() == address != other.data_ptr()
+    assert cpu.kept_memory() == 0
+
+
+@pytest.mark.usefixtures("no_memory_kept")
+def test_large_outputs_are_ordinary_tensors():
+    x = torch.randn(1, 5, 2**19, requires_grad=True)
+    y = functional.instance_norm(x)
+    assert y.data_ptr() % 64 == 0
+    with pytest.raises(RuntimeError, match="not resizable"):  # docs/contract.md
+        y.untyped_storage().resize_(0)
+    copies = (copy.deepcopy(y.detach()), pickle.loads(pickle.dumps(y.detach())))
+    y.detach().share_memory_()
+    for other in copies:
+        assert torch.equal(other, y)
+    y.mul_(2).sum().backward()
+    with torch.inference_mode():
+        assert functional.instance_norm(x).is_inference()
+
+
+@pytest.mark.usefixtures("no_memory_kept")
+def test_no_memory_is_kept_beyond_the_limit():
+    cpu.limit_kept_memory(0)
+    x = torch.randn(1, 5, 2**19)
+    y, _, _ = cpu.normalize(x, None, None, 1e-5)
+    assert y.untyped_storage().resizable()  # torch's own memory
+    del y
+    assert cpu.kept_memory() == 0
 
 
 def test_memory_that_torch_lacks_is_given_back(monkeypatch):

@@ -1,10 +1,8 @@
-"""The C++ kernels: the same bits on every instruction set, over threads and batches; and right."""
+"""C++ kernels: equal bits on every instruction set, thread count and batch, and right results."""
 
 from __future__ import annotations
 
-import copy
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -22,9 +20,9 @@ from support.layouts import feature_map
 pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable())
 
 ROOT = Path(__file__).parents[2]
-#: Inputs of the fuzz target that failed once.
+#: Inputs for which the fuzz target once failed.
 FAILED_INPUTS = sorted((ROOT / "tests/data/fuzz").glob("kernels-*.bin"))
-# Around the lanes (16), a chunk of columns (1024), a block (8192), and several blocks.
+# Sizes around the number of lanes (16), a chunk (1024) and a block (8192), and of several blocks.
 SIZES = (1, 2, 3, 15, 16, 17, 63, 64, 65, 1023, 1024, 1025, 8191, 8192, 8193, 20000)
 GRIDS = ((1, 1), (2, 3), (1, 5), (2, 48))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -95,7 +93,7 @@ def test_same_bits_through_a_tail(size, activation, dtype, layout, restored):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_to_the_last_digits(activation):
-    """Every activation on its own, in float32: relative to the larger of result and 1e-3."""
+    """Activations in float32, with errors relative to the larger of result and 1e-3."""
     z = torch.cat([torch.linspace(-90, 90, 20001), torch.linspace(-1, 1, 20001)])
     exact = z.double().requires_grad_()
     wanted = reference.activate(exact, activation, 0.1)
@@ -162,8 +160,8 @@ def test_every_kernel_agrees_with_the_reference(size, grid, mean, dtype, layout)
         "dweight": (weighted * rstd).sum(0),
         "dbias": sums.sum(0),
     }
-    # Roundings of the type that is computed in, relative to the largest term; in float64 the mean's
-    # own rounding counts as well. Half types round the result once more.
+    # Bounds are roundings of the compute type, relative to the largest term. In float64 the
+    # rounding of the mean is added. Half types round the result once more.
     if dtype == torch.float64:  # hundreds of additions, in one order of many
         unit = 64 * torch.finfo(torch.float64).eps
     else:
@@ -200,13 +198,13 @@ def test_accurate_far_from_zero(size, mean_over_std):
 @pytest.mark.parametrize(
     "plane",
     [
-        # The first eighth of a block is no guide to the rest of it.
+        # The first eighth of a block differs from the rest.
         torch.cat([torch.zeros(1024), 1000 + 0.01 * torch.linspace(-1, 1, 7168)]),
         torch.cat([torch.full((1024,), 5e4), torch.linspace(-1, 1, 7168)]),
-        # Squares beyond float32's range, at both ends.
+        # Squares overflow float32.
         1e20 * torch.linspace(-1, 2, 5000),
         1e37 * torch.linspace(-1, 2, 5000),
-        # Equal squares, whose roundings all go the same way.
+        # Equal squares have equal roundings, which do not cancel.
         0.31622776 * torch.ones(8192).cumsum(0).sin().sign(),
     ],
     ids=["outliers-low", "outliers-high", "1e20", "1e37", "equal-squares"],
@@ -254,110 +252,11 @@ def test_overflowing_products_of_gradients(layout):
     torch.testing.assert_close(weighted_sums, exact, rtol=1e-6, atol=0)
 
 
-@pytest.fixture
-def no_memory_kept():
-    """Starts and ends with no pages kept, and the limit at 64 MB."""
-    cpu.limit_kept_memory(0)
-    cpu.limit_kept_memory(64 << 20)
-    yield
-    cpu.limit_kept_memory(0)
-    cpu.limit_kept_memory(64 << 20)
-
-
-@pytest.mark.usefixtures("no_memory_kept")
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_large_outputs_use_the_pages_of_those_before(dtype, layout):
-    x = feature_map(1, 5, 2**20, dtype, 0.0, layout)
-    exact = torch.nn.functional.instance_norm(x.double().contiguous()).to(dtype)
-    y, _, _ = cpu.normalize(x, None, None, 1e-5)
-    assert y.dtype == dtype
-    assert y.stride() == x.stride()
-    torch.testing.assert_close(y, exact)
-    address, size = y.data_ptr(), y.untyped_storage().nbytes()
-    del y
-    assert size <= cpu.kept_memory() < size + (2 << 20)
-    y, _, _ = cpu.normalize(x, None, None, 1e-5)
-    other, _, _ = cpu.normalize(x, None, None, 1e-5)
-    assert y.data_ptr() == address != other.data_ptr()
-    assert cpu.kept_memory() == 0
-
-
-@pytest.mark.usefixtures("no_memory_kept")
-def test_large_outputs_are_ordinary_tensors():
-    x = torch.randn(1, 5, 2**19, requires_grad=True)
-    y = functional.instance_norm(x)
-    assert y.data_ptr() % 64 == 0
-    with pytest.raises(RuntimeError, match="not resizable"):  # docs/contract.md
-        y.untyped_storage().resize_(0)
-    copies = (copy.deepcopy(y.detach()), pickle.loads(pickle.dumps(y.detach())))
-    y.detach().share_memory_()
-    for other in copies:
-        assert torch.equal(other, y)
-    y.mul_(2).sum().backward()
-    with torch.inference_mode():
-        assert functional.instance_norm(x).is_inference()
-
-
-@pytest.mark.usefixtures("no_memory_kept")
-def test_no_memory_is_kept_beyond_the_limit():
-    cpu.limit_kept_memory(0)
-    x = torch.randn(1, 5, 2**19)
-    y, _, _ = cpu.normalize(x, None, None, 1e-5)
-    assert y.untyped_storage().resizable()  # torch's own memory
-    del y
-    assert cpu.kept_memory() == 0
-
-
-def test_environment_limits_the_kept_memory():
-    code = (
-        "import torch; from momentnorm.core.backends import cpu;"
-        "x = torch.randn(1, 5, 2**19); cpu.normalize(x, None, None, 1e-5); print(cpu.kept_memory())"
-    )
-    assert in_new_process(code, MOMENTNORM_KEEP_MB="0").stdout == "0\n"
-    assert in_new_process(code, MOMENTNORM_KEEP_MB="64").stdout == f"{10 << 20}\n"
-    refused = in_new_process(code, MOMENTNORM_KEEP_MB="lots")
-    assert "MOMENTNORM_KEEP_MB is a whole number of megabytes, not 'lots'" in refused.stderr
-
-
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 0, 4), (2, 3, 0), (0, 0, 0)])
 def test_empty(shape):
     y, mean, var = cpu.normalize(torch.empty(shape), None, None, 1e-5)
     assert y.shape == shape
     assert mean.shape == var.shape == shape[:2]
-
-
-def test_unknown_instruction_set():
-    with pytest.raises(ValueError, match=r"'v9' is not available: choose one of \w+"):
-        cpu.choose_instruction_set("v9")
-
-
-def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def test_environment_chooses_the_instruction_set():
-    narrowest = cpu.instruction_sets()[-1]
-    code = "from momentnorm.core.backends import cpu; print(cpu.instruction_set())"
-    assert in_new_process(code, MOMENTNORM_ISA=narrowest).stdout == narrowest + "\n"
-    refused = in_new_process(code, MOMENTNORM_ISA="v9")
-    assert refused.returncode == 1
-    assert "ValueError: instruction set 'v9' is not available: choose one of" in refused.stderr
-
-
-def test_without_kernels_the_reference_serves(monkeypatch):
-    monkeypatch.setattr(cpu, "_library", None)
-    monkeypatch.setattr(cpu, "_unavailable", "the kernels were not built")
-    x = torch.randn(2, 3, 8)
-    exact = torch.nn.functional.instance_norm(x.double())
-    torch.testing.assert_close(functional.instance_norm(x), exact.float())
-    assert cpu.instruction_sets() == []
 
 
 def executable(name: str) -> str:
@@ -376,7 +275,7 @@ def executable(name: str) -> str:
     ids=["address", "thread"],
 )
 def test_kernels_under_sanitizers(sanitizers, narrowest, programs, tmp_path):
-    """The C++ tests and two seconds of the fuzz target, built with gcc's sanitizers."""
+    """C++ tests, and two seconds of the fuzz target, with the sanitizers of gcc."""
     commands = (
         [
             executable("cmake"),
@@ -418,8 +317,8 @@ def test_compiles_for_aarch64(tmp_path):
             "-fPIC",
             ROOT / "csrc/dispatch.cpp",
             ROOT / "csrc/memory.cpp",
-            ROOT / "csrc/channels_first.cpp",
-            ROOT / "csrc/channels_last.cpp",
+            ROOT / "csrc/kernels/channels_first.cpp",
+            ROOT / "csrc/kernels/channels_last.cpp",
             "-lm",
             "-o",
             tmp_path / "library.so",

@@ -1,4 +1,4 @@
-"""The kernels of pools larger than a plane: the same bits everywhere; and right."""
+"""Kernels of pools of several planes: equal bits on every machine, and right results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(bool(cpu.unavailable()), reason=cpu.unavailable(
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LAYOUTS = ("channels_first", "channels_last")
-# Of 4 samples and 48 channels: groups, layers, batches, and rectangles of both kinds.
+# Pools of 4 samples and 48 channels: groups, layers, batches, and rectangles.
 POOLS = {
     "groups of 2": Pool(1, 2),
     "groups of 16": Pool(1, 16),
@@ -28,8 +28,8 @@ POOLS = {
     "rectangle": Pool(2, 3),
     "everything": Pool(None, None),
 }
-# Planes below 128 elements are taken several at a time: in runs below and above 64 elements, and
-# 1024. Blocks have 8192.
+# Sizes around the limits of the kernels. Planes below 128 elements are small, runs change at 64 and
+# 1024 elements, and a block has 8192.
 SIZES = (1, 2, 5, 49, 127, 128, 129, 8193)
 
 
@@ -61,7 +61,7 @@ def pooled_kernels(
 def pooled_operands(
     size: int, dtype: torch.dtype, layout: str, mean: float = 3.0
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """x, gradient and residual of 4 samples and 48 channels; weight and bias."""
+    """x, gradient and residual with 4 samples and 48 channels, weight and bias."""
     maps = (feature_map(4, 48, size, dtype, centre, layout) for centre in (mean, 0.0, 0.5))
     parameters = (feature_map(1, 1, 48, dtype, centre).flatten() for centre in (1.0, 0.0))
     return (*maps, *parameters)
@@ -106,8 +106,8 @@ def test_pools_agree_with_the_reference(size, pool, mean, dtype, layout):
     ):
         got = pooled_kernels(x, gradient, weight, bias, pool, tail)
         wanted = pooled_kernels(exact[0], exact[1], *exact[3:], pool, exact_tail, reference)
-        # As for planes, below: roundings relative to the largest term, where a mean of float64 is
-        # rounded at its own size, and half types round once more.
+        # Bounds are roundings relative to the largest term. In float64 the rounding of the mean is
+        # added. Half types round once more.
         rstd = torch.rsqrt(wanted["var"] + 1e-5).max()
         far = 1 + mean * rstd if dtype == torch.float64 else 1
         scale = rstd * exact[3].abs().max()

@@ -1,4 +1,4 @@
-"""The Triton backend: under the interpreter, compiled for GPUs that are not here, and refused."""
+"""Triton backend: runs under the interpreter, compilation ahead of time, and refusals."""
 
 from __future__ import annotations
 
@@ -18,15 +18,24 @@ from momentnorm.core.tail import Tail
 from momentnorm.doctor import command
 
 ROOT = Path(__file__).parents[2]
+CASES = ["tests/core/triton_cases.py", "tests/core/triton_layer_cases.py"]
 
 needs_triton = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
 
 
 @needs_triton
 def test_kernels_under_the_interpreter():
-    """tests/triton_cases.py, in a process where nothing has imported Triton yet."""
+    """The cases, in a process that has not imported Triton before."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/triton_cases.py"],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/core/triton_cases.py",
+        ],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
@@ -40,7 +49,7 @@ def test_kernels_under_the_interpreter():
 @needs_triton
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_kernels_compile_ahead_of_time(target):
-    """One call of each kernel; `make kernels-report` compiles the others."""
+    """One case of each kernel. `make kernels-report` compiles all cases."""
     from tools import kernels_report as report
 
     seen = set()
@@ -72,7 +81,7 @@ def test_offsets_beyond_32_bits_compile():
 
 
 class _Driver:
-    """Stands in for Triton's driver of a GPU: what it is given to launch, it notes."""
+    """Stand-in for Triton's driver of a GPU, with a record of launches."""
 
     class utils:  # noqa: N801
         load_binary = staticmethod(lambda *_: (None, "function", 0, 0, 1024))
@@ -95,7 +104,7 @@ class _Driver:
 
 @needs_triton
 def test_a_second_call_launches_what_the_first_one_compiled(monkeypatch):
-    """Through Triton's own search the first time, past it the second: with the same arguments."""
+    """A second launch skips Triton's search and passes equal arguments."""
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
@@ -125,7 +134,7 @@ def test_a_second_call_launches_what_the_first_one_compiled(monkeypatch):
         assert how == again_how
         assert len(given) == len(given_again)
         for one, other in zip(given, given_again, strict=True):
-            # buffers of its own are others each time
+            # each call has new buffers
             assert type(one) is type(other)
             assert isinstance(one, torch.Tensor) or one == other
 

@@ -1,8 +1,4 @@
-"""The Triton kernels under Triton's interpreter, against float64: run by test_triton.py.
-
-The interpreter has to be chosen before anything imports Triton, so these run in a process of their
-own: ``TRITON_INTERPRET=1 pytest tests/triton_cases.py``.
-"""
+"""Triton kernels under Triton's interpreter, against float64. test_triton.py runs these cases."""
 
 from __future__ import annotations
 
@@ -10,20 +6,28 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from benchmarks import accuracy, gpu, gpu_calls
 
-import momentnorm
-from momentnorm import Pool, use_backend
-from momentnorm.core import dispatch
+from momentnorm import Pool
 from momentnorm.core.backends import reference
 from momentnorm.core.backends import triton as backend
-from momentnorm.core.backends.triton import kernels, launch
-from momentnorm.core.tail import ACTIVATIONS, PLAIN, Tail
-from momentnorm.functional import instance_norm
-from support.tolerances import GRADIENT, OUTPUT, STATISTICS, assert_within
+from momentnorm.core.backends.triton import kernels
+from momentnorm.core.tail import ACTIVATIONS, Tail
+from support.tolerances import GRADIENT, OUTPUT, assert_within
+from support.triton_calls import (  # noqa: F401 - two are fixtures
+    LAYOUTS,
+    MARKS,
+    PATHS,
+    SUMS,
+    check,
+    forget,
+    go,
+    laid_out,
+    launched_fixture,
+    operands,
+    path_fixture,
+)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LAYOUTS = ("contiguous", "channels_last")
 POOLS = {
     "instance": Pool(1, 1),
     "group": Pool(1, 3),
@@ -31,102 +35,8 @@ POOLS = {
     "batch": Pool(None, 1),
     "rectangle": Pool(2, 2),
 }
-#: Sums of products in float32; in a half type, rounded to it.
-SUMS = {torch.float32: 32, torch.bfloat16: 1}
-#: Of the ways: held in a tile, tile after tile, and in chunks.
-PATHS = ("held", "repeated", "cut")
 
-pytestmark = [
-    pytest.mark.skipif(not backend.INTERPRETED, reason="needs TRITON_INTERPRET=1"),
-    # Overflows and divisions by zero that a GPU passes over in silence.
-    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),
-    pytest.mark.filterwarnings("ignore::RuntimeWarning:numpy"),
-]
-
-
-def _forget():
-    for cached in (launch.visit, launch.cut, launch.piece, launch.parameter_gradients):
-        cached.cache_clear()
-
-
-def _go(path, monkeypatch):
-    """Send small shapes where large ones go."""
-    if path != "held":
-        monkeypatch.setattr(launch, "HELD", 0)
-        monkeypatch.setattr(launch, "LINE", 8)
-        monkeypatch.setattr(launch, "REPEATED", 128)
-        monkeypatch.setattr(launch, "PIECE", 512)
-        monkeypatch.setattr(launch, "PROGRAMS", 4)
-        monkeypatch.setattr(launch, "PIECES", 3)
-    monkeypatch.setattr(launch, "multiprocessors", lambda device: 0 if path != "cut" else 1 << 40)
-    _forget()
-
-
-@pytest.fixture(params=PATHS)
-def path(request, monkeypatch):
-    _go(request.param, monkeypatch)
-    yield request.param
-    _forget()
-
-
-@pytest.fixture
-def launched(monkeypatch):
-    """The names of the kernels that are launched."""
-    names = []
-    call = launch.Launch.__call__
-
-    def spy(self, *operands):
-        names.append(self.kernel.fn.__name__)
-        call(self, *operands)
-
-    monkeypatch.setattr(launch.Launch, "__call__", spy)
-    return names
-
-
-def laid_out(x, layout):
-    return x if layout == "contiguous" else x.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def operands(shape, dtype, layout, mean=3.0):
-    x, gradient, residual = (
-        laid_out((torch.randn(shape) + centre).to(dtype), layout) for centre in (mean, 0, 0.5)
-    )
-    weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
-    return x, gradient, residual, weight, bias
-
-
-def check(pool, x, gradient, weight, bias, tail=PLAIN, eps=1e-5, needs_residual=False):
-    """Forward and backward of one call."""
-    wide = [None if t is None else t.double() for t in (x, gradient, weight, bias, tail.residual)]
-    exact_tail = tail._replace(residual=wide[4])
-    y, mean, var = backend.normalize(x, weight, bias, eps, pool, tail)
-    right = reference.normalize(wide[0], *wide[2:4], eps, pool, exact_tail)
-    assert_within(y, right[0], OUTPUT)
-    assert y.stride() == x.stride()
-    for found, exact in ((mean, right[1]), (var, right[2])):
-        assert found.dtype == torch.float64
-        assert found.shape == exact.shape
-    statistics = STATISTICS[x.dtype]
-    assert ((mean - right[1]) / right[2].sqrt()).abs().max() < statistics
-    assert (var / right[2] - 1).abs().max() < statistics
-    results = backend.normalize_backward(
-        gradient, x, mean, var, weight, bias, eps, pool, tail, needs_residual
-    )
-    exact = reference.normalize_backward(
-        wide[1], wide[0], *right[1:], *wide[2:4], eps, pool, exact_tail, needs_residual
-    )
-    dx, dresidual, dweight, dbias, sums = results
-    assert_within(dx, exact[0], GRADIENT)
-    assert dx.stride() == x.stride()
-    assert (dresidual is None) == (not needs_residual)
-    if dresidual is not None:
-        assert_within(dresidual, exact[1], OUTPUT)
-    for found, wanted in ((dweight, exact[2]), (dbias, exact[3])):
-        assert_within(found.float() if found.dtype == torch.float64 else found, wanted, SUMS)
-    assert (sums is None) == (pool != Pool(1, 1))
-    if sums is not None:
-        assert_within(sums.float(), exact[4], SUMS)
-    return y, mean, var, results
+pytestmark = MARKS
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -145,11 +55,11 @@ def test_every_pool_every_way(pool, layout, path, launched):
 @pytest.mark.parametrize("activation", ["", *ACTIVATIONS])
 def test_every_tail(activation, dtype, layout, monkeypatch):
     path = PATHS[(ACTIVATIONS.index(activation) if activation else 0) % 3]
-    _go(path, monkeypatch)
+    go(path, monkeypatch)
     x, gradient, residual, weight, bias = operands((2, 3, 67), dtype, layout)
     tail = Tail(activation, 0.1, residual)
     check(Pool(1, 1), x, gradient, weight, bias, tail, needs_residual=bool(activation))
-    _forget()
+    forget()
 
 
 @pytest.mark.parametrize(
@@ -262,150 +172,24 @@ def test_overflowing_products_of_gradients(path):
             assert_within((sums / largest).float(), right / largest, SUMS)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_x_hat_that_overflows_outside_a_plane(layout, path):
+    # Behind the last element of a plane, (0 - mean) / std overflows and the gradient is 0.
+    x = laid_out(torch.full((2, 2, 9, 13), 3e37), layout)
+    gradient = laid_out(torch.randn(2, 2, 9, 13), layout)
+    _, mean, var = backend.normalize(x, None, None, 1e-12)
+    dx, _, dweight, _, _ = backend.normalize_backward(gradient, x, mean, var, None, None, 1e-12)
+    centred = gradient.double() - gradient.double().mean((2, 3), keepdim=True)
+    assert_within(dx, 1e6 * centred, GRADIENT)
+    assert not dweight.any()
+
+
 def test_gradients_and_residuals_of_other_strides():
     x, gradient, residual, weight, bias = operands((2, 3, 6, 7), torch.float32, "channels_last")
     tail = Tail("relu", 0.1, residual.contiguous())
     check(Pool(1, 1), x, gradient.contiguous(), weight, bias, tail, needs_residual=True)
     ones = torch.ones(()).expand(x.shape)
     check(Pool(1, 1), x, ones, weight, bias, Tail("silu"))
-
-
-# What the accuracy sweep of the CPU asks, docs/accuracy.md
-
-
-@pytest.mark.parametrize("ratio", [0.0, 1e3, 1e6])
-@pytest.mark.parametrize("size", [64, 4096])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_errors_are_within_the_bound(dtype, size, ratio, monkeypatch):
-    # Fewer planes, since the interpreter takes its time; and no bfloat16, which it does not round,
-    # but cuts off.
-    monkeypatch.setattr(accuracy, "noise", _noise)
-    with use_backend("triton"):
-        for row in accuracy.measure(dtype, size, ratio):
-            assert row.share <= 1, row
-
-
-@pytest.mark.parametrize("ratio", [1e3, 1e6])
-def test_errors_are_within_the_bound_every_way(ratio, path, monkeypatch):
-    monkeypatch.setattr(accuracy, "noise", _noise)
-    with use_backend("triton"):
-        for row in accuracy.measure(torch.float32, 1024, ratio):
-            assert row.share <= 1, row
-
-
-def _noise(dtype, size, ratio):
-    shape = (2, accuracy.CHANNELS, 16, size // 16)
-    return torch.randn(shape).add_(ratio).to(dtype)
-
-
-@pytest.mark.parametrize("layout", accuracy.LAYOUTS)
-def test_errors_of_planes_that_begin_otherwise(layout, monkeypatch):
-    band = accuracy.band
-    monkeypatch.setattr(accuracy, "band", lambda *given: band(*given)[:2])
-    with use_backend("triton"):
-        for length in (1, 1024):
-            for row in accuracy.measure_band(torch.float32, layout, length):
-                assert row.share <= 1, row
-
-
-# Through the public functions
-
-
-@pytest.mark.parametrize("layer", ["InstanceNorm2d", "BatchNorm2d", "GroupNorm"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_layers(layer, layout, launched):
-    x, gradient, residual, *_ = operands((2, 4, 5, 6), torch.float32, layout)
-    arguments = (2, 4) if layer == "GroupNorm" else (4,)
-    made = getattr(momentnorm, layer)(*arguments, affine=True, activation="silu")
-    results = {}
-    for name in ("triton", "reference"):
-        made.zero_grad()
-        leaves = [t.detach().clone(memory_format=torch.preserve_format) for t in (x, residual)]
-        leaves = [leaf.requires_grad_() for leaf in leaves]
-        with use_backend(name):
-            y = made(leaves[0], residual=leaves[1])
-            y.backward(gradient)
-        parameters = [parameter.grad for parameter in made.parameters()]
-        results[name] = [y, *(leaf.grad for leaf in leaves), *parameters]
-    assert launched.count("normalize") == launched.count("normalize_backward") == 1
-    for found, exact in zip(*results.values(), strict=True):
-        assert_within(found, exact.double(), SUMS)
-
-
-def test_second_derivatives(launched):
-    x, gradient, _, weight, bias = operands((2, 3, 4, 5), torch.float32, "contiguous")
-    results = {}
-    for name in ("triton", "reference"):
-        leaf = x.clone().requires_grad_()
-        with use_backend(name):
-            y = instance_norm(leaf, weight=weight, bias=bias)
-            (dx,) = torch.autograd.grad(y, leaf, gradient, create_graph=True)
-            results[name] = torch.autograd.grad(dx.square().sum(), leaf)[0]
-    assert "partial_sums" in launched
-    assert_within(results["triton"], results["reference"].double(), {torch.float32: 256})
-
-
-def test_a_policy_and_running_statistics(launched):
-    x = operands((2, 4, 5, 6), torch.float32, "contiguous")[0]
-    norms = momentnorm.SwitchableNorm2d(4), momentnorm.BatchNorm2d(4).eval()
-    for norm in norms:
-        leaf = x.clone().requires_grad_()
-        with use_backend("triton"):
-            y = norm(leaf)
-            (dx,) = torch.autograd.grad(y, leaf, x)
-        with use_backend("reference"):
-            right = norm(leaf)
-            (exact,) = torch.autograd.grad(right, leaf, x)
-        assert_within(y, right.double(), OUTPUT)
-        assert_within(dx, exact.double(), {torch.float32: 64})
-    assert {"apply", "apply_gradient"} <= set(launched)
-
-
-def test_graphs_keep_the_operators():
-    x, _, _, weight, bias = operands((2, 3, 40), torch.float32, "contiguous")
-    with use_backend("triton"):
-        compiled = torch.compile(instance_norm, fullgraph=True, backend="aot_eager")
-        found = compiled(x, weight=weight, bias=bias)
-        assert_within(found, instance_norm(x, weight=weight, bias=bias).double(), OUTPUT)
-
-
-def test_what_it_refuses():
-    x = torch.zeros(2, 3, 4, 4)
-    assert backend.refuses(x) is None
-    assert "float64" in backend.refuses(x.double())
-    with use_backend("triton"):
-        assert dispatch.choose(x.double()).backend is reference
-    assert dispatch.choose(x).backend.name == "cpu"  # which is asked first
-
-
-def test_a_strided_input_is_copied():
-    values, gradient = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    found = []
-    for x in (values, torch.stack((values, values), -1)[..., 0]):
-        x = x.detach().requires_grad_()
-        with use_backend("triton"):
-            y = instance_norm(x)
-        found.append((y, *torch.autograd.grad(y, x, gradient)))
-    for mine, dense in zip(*found, strict=True):
-        assert torch.equal(mine, dense)
-
-
-@pytest.mark.parametrize("name", ["input", "weight", "residual", "out"])
-def test_memory_that_was_freed(name):
-    operands = {key: torch.randn(2, 3, 4) for key in ("input", "residual", "out")}
-    operands["weight"] = torch.ones(3)
-    operands[name].untyped_storage().resize_(0)
-    with use_backend("triton"), pytest.raises(RuntimeError, match=r"the storage of .* was freed"):
-        instance_norm(**operands)
-
-
-def test_a_weight_that_is_replaced_before_the_backward():
-    x, weight = torch.randn(2, 8, 4), torch.ones(8, requires_grad=True)
-    with use_backend("triton"):
-        y = instance_norm(x.requires_grad_(), weight=weight)
-    weight.data = torch.ones(4)
-    with pytest.raises(RuntimeError, match=r"weight should be \(8,\)"):
-        y.sum().backward()
 
 
 @triton.jit
@@ -417,19 +201,6 @@ def _last_offset(
     tl.store(out, base + tl.max(tl.max(offset.to(tl.int64), 1), 0))
 
 
-def test_a_device_where_triton_does_not_work(monkeypatch):
-    cpu = torch.device("cpu")
-    assert backend.trial(cpu) is None
-    monkeypatch.setattr(backend, "normalize", lambda x, *_: (2 * x, None, None))
-    assert "wrong results" in backend.trial(cpu)
-
-    def fails(*_):
-        raise RuntimeError("Failed to find C compiler.\nand so on")
-
-    monkeypatch.setattr(backend, "normalize", fails)
-    assert backend.trial(cpu).endswith("not work here: RuntimeError: Failed to find C compiler.")
-
-
 def test_offsets_of_more_elements_than_32_bits_count():
     out = torch.zeros(1, dtype=torch.int64)
     _last_offset[(1,)](out, 3, 62, (1 << 28) - 16, 64, 1 << 28, 1 << 28, True, True)
@@ -438,59 +209,3 @@ def test_offsets_of_more_elements_than_32_bits_count():
     assert out.item() == (70_001 << 16) + 63
     _last_offset[(1,)](out, 1, 62, (1 << 28) - 16, 64, 1 << 27, 1 << 28, False, False)
     assert out.item() == 4 * 64 * (1 << 27) - 1
-
-
-class _Kernel:
-    """Stands in for a compiler: says what it compiled and what it ran."""
-
-    def __init__(self):
-        self.log = []
-
-    def __getitem__(self, grid):
-        def compile_and_run(*operands, num_warps, **options):
-            self.log.append("compiled")
-            return _Compiled(self.log)
-
-        return compile_and_run
-
-
-class _Compiled:
-    def __init__(self, log):
-        self.log = log
-
-    def __getitem__(self, grid):
-        return lambda *operands: self.log.append((grid, *operands[1:]))
-
-
-def test_launches_go_straight_to_what_was_compiled():
-    kernel = _Kernel()
-    run = launch.Launch(kernel, 7, (5, 6), (True, "relu"), 4, -1)
-    aligned = torch.zeros(8)
-    run(aligned, None, 0.5)
-    run(aligned, None, 0.25)
-    assert kernel.log == ["compiled", ((7, 1, 1), None, 0.25, 5, 6, True, "relu")]
-    # Triton has to look again: another type, an operand more, an address that is no multiple of 16.
-    for others in ((aligned.half(), None), (aligned, aligned), (aligned[1:], None)):
-        run(*others, 0.5)
-        assert kernel.log[-1] == "compiled"
-    run(aligned[1:], None, 0.5)
-    assert kernel.log[-1] == "compiled"
-    run(aligned, None, 0.5)
-    assert kernel.log[-1] != "compiled"
-
-
-def test_benchmarks_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(gpu_calls, "TIMED", gpu_calls.TIMED[:1])
-    monkeypatch.setattr(gpu_calls, "POOLS", {"group": Pool(1, 4)})
-    gpu.main([str(tmp_path), "--smoke", "--only", "right", "small", "times", "accuracy"])
-    document = (tmp_path / "gpu.md").read_text()
-    assert "6 calls against float64, 0 of them wrong." in document
-    assert "| InstanceNorm | 2x4x3x3 | bfloat16 | contiguous |" in document
-    assert {path.name for path in tmp_path.glob("*.csv")} == {
-        f"gpu-{part}.csv" for part in ("right", "small", "times", "accuracy")
-    }
-
-
-def test_measuring_ends_in_time(tmp_path):
-    gpu.main([str(tmp_path), "--smoke", "--seconds", "0", "--only", "times"])
-    assert "Not measured: no time was left." in (tmp_path / "gpu.md").read_text()

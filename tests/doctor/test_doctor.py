@@ -7,7 +7,7 @@ import torch
 
 import momentnorm
 from momentnorm.cli import main
-from momentnorm.core.backends import cpu
+from momentnorm.core.backends import cpu, native
 from momentnorm.doctor import command
 
 
@@ -28,8 +28,8 @@ def test_a_call_goes_where_doctor_says():
 
 
 def test_without_kernels(monkeypatch, capsys):
-    monkeypatch.setattr(cpu, "_library", None)
-    monkeypatch.setattr(cpu, "_unavailable", "the kernels were not built: reinstall")
+    monkeypatch.setattr(native, "library", None)
+    monkeypatch.setattr(native, "_unavailable", "the kernels were not built: reinstall")
     assert main(["doctor"]) == 0
     assert "cpu         the kernels were not built: reinstall" in capsys.readouterr().out
     assert main(["doctor", "--shape", "2,3,4"]) == 0

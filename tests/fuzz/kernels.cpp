@@ -1,12 +1,12 @@
-// A fuzz target for the C ABI: the bytes of an input choose a call, its shapes and its numbers.
+// Fuzz target of the C ABI. The bytes of an input choose a call, its shapes and its numbers.
 //
-// Every buffer is a heap block of just the size that the call may touch, so the address sanitizer
-// sees what goes beyond. Each call is made twice, and its results must have the same bits. Under
-// the thread sanitizer, several callers and the keeper of large outputs run side by side.
+// Each buffer is a heap block of exactly the size that the call may access, so the address
+// sanitizer reports other accesses. Each call is made twice, and both results must have equal bits.
+// Several callers run at the same time and allocate large outputs, for the thread sanitizer.
 //
-// Built alone it is a seeded driver, `kernels_fuzz SECONDS SEED CALLERS`. An input that fails is
-// written to failed-input.bin, and `kernels_fuzz FILE` runs it again. With MOMENTNORM_LIBFUZZER and
-// clang's -fsanitize=fuzzer it is a target of libFuzzer.
+// The program is a seeded driver, `kernels_fuzz SECONDS SEED CALLERS`. It writes an input that
+// fails to failed-input.bin, and `kernels_fuzz FILE` runs such a file. With MOMENTNORM_LIBFUZZER
+// and clang's -fsanitize=fuzzer it is a target of libFuzzer.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -27,7 +27,7 @@
 
 namespace {
 
-// Reads numbers from the input, and zeros behind its end.
+// Reads numbers from the input, and zeros after its end.
 struct Source {
   const uint8_t* data;
   size_t size;
@@ -44,7 +44,7 @@ struct Source {
   std::abort();
 }
 
-// Threads of a caller, as torch has them: at most kThreads ranges.
+// A thread pool like that of torch for each caller: at most `threads` ranges.
 thread_local uint32_t threads = 1;
 
 int32_t thread_count(uint32_t* count) {
@@ -67,7 +67,7 @@ int32_t parallel_for(int64_t begin, int64_t end, int64_t grain, momentnorm_body 
 
 constexpr int64_t kSizes[] = {4, 8, 2, 2};  // of the elements, by momentnorm_dtype
 
-// Bytes of just this number, at an offset of some elements from an aligned address.
+// Exactly `count` elements, which begin `offset` elements behind an aligned address.
 struct Buffer {
   std::unique_ptr<uint8_t[]> memory;
   uint8_t* data;
@@ -102,7 +102,7 @@ void set(Buffer& buffer, int64_t i, int32_t dtype, double value) {
   }
 }
 
-// Ordinary numbers, and a few that are not.
+// Ordinary numbers, and up to two bad ones.
 Buffer numbers(Source& source, int64_t count, int32_t dtype, int64_t offset) {
   constexpr double kBad[] = {
       __builtin_nan(""), __builtin_inf(), -__builtin_inf(), 1e37, -1e300, 1e-40, 0, -0.0};
@@ -130,7 +130,7 @@ momentnorm_grid grid_of(Source& source) {
   grid.size = around(source, {1, 2, 16, 47, 64, 128, 1024, 1600});
   if (source.byte() % 32 == 0) grid.size = around(source, {8192, 16384});
   if (source.byte() % 64 == 0) grid.samples = around(source, {64, 70});
-  // Small calls, so that there are many.
+  // Small calls, for a high rate.
   constexpr int64_t kMostElements = 40000;
   grid.samples =
       std::min(grid.samples, 1 + kMostElements / std::max<int64_t>(grid.channels * grid.size, 1));
@@ -146,11 +146,11 @@ momentnorm_grid grid_of(Source& source) {
   return grid;
 }
 
-// The operands of every function, in one call's shapes.
+// Operands for every function, in the shapes of one call.
 struct Call {
   momentnorm_grid grid;
   momentnorm_tail tail;
-  bool has_tail, has_parameters, wants_copy;
+  bool has_tail, has_parameters, wants_residual_gradient;
   Buffer x, gradient, residual, weight, bias, mean, var, scale, shift, given_mean, given_var;
 };
 
@@ -166,7 +166,7 @@ bool same_numbers(const Buffer& one, const Buffer& other, Bits infinity) {
   return true;
 }
 
-// Equal bits, but for those of a NaN, which instruction sets do not share.
+// Whether two buffers have equal bits. NaNs are equal, since their bits differ by instruction set.
 bool same(const Buffer& one, const Buffer& other, int32_t dtype) {
   switch (dtype) {
     case MOMENTNORM_FLOAT32:
@@ -180,12 +180,12 @@ bool same(const Buffer& one, const Buffer& other, int32_t dtype) {
   }
 }
 
-// The outputs; what a function does not write keeps its pattern.
+// Outputs of a call. Buffers that a function does not write keep their pattern.
 struct Outputs {
   int32_t dtype, parameters;
-  Buffer y, copy, dweight, dbias, first, second;
+  Buffer y, residual_gradient, dweight, dbias, first, second;
   bool operator==(const Outputs& other) const {
-    return same(y, other.y, dtype) && same(copy, other.copy, dtype) &&
+    return same(y, other.y, dtype) && same(residual_gradient, other.residual_gradient, dtype) &&
            same(dweight, other.dweight, parameters) && same(dbias, other.dbias, parameters) &&
            same(first, other.first, MOMENTNORM_FLOAT64) &&
            same(second, other.second, MOMENTNORM_FLOAT64);
@@ -209,7 +209,7 @@ Call call_of(Source& source) {
                of_planes(), of_planes(),
                parameter(), parameter()};
   call.has_tail = source.byte() % 2, call.has_parameters = source.byte() % 2;
-  call.wants_copy = call.has_tail && source.byte() % 2;
+  call.wants_residual_gradient = call.has_tail && source.byte() % 2;
   if (source.byte() % 2) call.tail.residual = call.residual.data;
   return call;
 }
@@ -223,7 +223,8 @@ int32_t run(const Call& call, int function, Outputs& out) {
   double *const mean = doubles(call.mean), *const var = doubles(call.var);
   double *const scale = doubles(call.scale), *const shift = doubles(call.shift);
   double *const first = doubles(out.first), *const second = doubles(out.second);
-  void* const copy = call.wants_copy ? out.copy.data : nullptr;
+  void* const residual_gradient =
+      call.wants_residual_gradient ? out.residual_gradient.data : nullptr;
   switch (function) {
     case 0:
       return momentnorm_moments(grid, call.x.data, first, second);
@@ -240,11 +241,11 @@ int32_t run(const Call& call, int function, Outputs& out) {
                                       shift, first, second);
     case 5:
       return momentnorm_apply_gradient(grid, tail, call.gradient.data, call.x.data, mean, scale,
-                                       shift, var, scale, shift, out.y.data, copy);
+                                       shift, var, scale, shift, out.y.data, residual_gradient);
     default:
       return momentnorm_normalize_backward(grid, tail, call.gradient.data, call.x.data, mean, var,
-                                           weight, bias, 1e-5, out.y.data, copy, out.dweight.data,
-                                           out.dbias.data, first, second);
+                                           weight, bias, 1e-5, out.y.data, residual_gradient,
+                                           out.dweight.data, out.dbias.data, first, second);
   }
 }
 
@@ -259,8 +260,8 @@ Outputs outputs_of(const Call& call) {
           Buffer(planes, 8, 0), Buffer(planes, 8, 0)};
 }
 
-// Large outputs of about one size, from several callers: a block must have one owner.
-void use_keeper(Source& source) {
+// Allocates a large output of one of a few sizes, and checks that its block has one owner.
+void use_kept_memory(Source& source) {
   if (source.byte() % 16 == 0) {
     momentnorm_limit_kept_memory(int64_t(source.byte()) << 20);
   } else if (source.byte() % 32 == 0) {
@@ -287,7 +288,7 @@ void choose_set(Source& source) {
 }
 
 void one_input(Source source) {
-  if (source.byte() % 16 == 0) use_keeper(source);
+  if (source.byte() % 16 == 0) use_kept_memory(source);
   if (source.byte() % 4 == 0) choose_set(source);
   const int function = source.byte() % 7;
   const Call call = call_of(source);

@@ -1,4 +1,4 @@
-"""Backend: the interface that every backend has.
+"""Backend: the interface of all backends.
 
 A backend is a module with the functions of :class:`Backend`. Shapes: x, y, dx, the gradient and the
 residual are feature maps (N, C, *S) of one dtype. A value of each plane is (N, C), in
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Backend(Protocol):
-    """Functions of one backend."""
+    """Functions that each backend has."""
 
     @property
     def name(self) -> str:

@@ -1,9 +1,9 @@
-"""The Triton backend: the same functions on a GPU, by CUDA or ROCm.
+"""Triton backend: kernels for GPUs, with CUDA or ROCm.
 
-Without a GPU the kernels can still be run, slowly: with ``TRITON_INTERPRET=1`` in the environment
-before anything imports Triton, this backend takes tensors on the CPU.
+Triton's interpreter runs the kernels on the CPU, slowly. It needs ``TRITON_INTERPRET=1`` in the
+environment before the first import of Triton.
 
-Triton is imported by the first call that needs it.
+The first call that needs Triton imports it.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ name = "triton"
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-#: Whether kernels are interpreted, on the CPU. Triton itself looks once, when it is imported.
+#: Whether kernels are interpreted on the CPU. Triton reads the variable when it is imported.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _unavailable = "" if find_spec("triton") else "Triton is not installed: pip install triton"
 
-#: Of each CUDA device and dtype, why there are no kernels.
+#: Reason of the refusal for each CUDA device and dtype, or None.
 _refused: dict[tuple[int, torch.dtype], str | None] = {}
 
 
 def description() -> str:
-    """What this backend runs on, or why it takes nothing."""
+    """Devices of this backend, or the reason why it takes no calls."""
     if _unavailable:
         return _unavailable
     if INTERPRETED:
@@ -73,7 +73,7 @@ def _device_refuses(x: Tensor) -> str | None:
     if key in _refused:
         return _refused[key]
     if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
-        return None  # no time for trials: a graph's operator asks again when it runs
+        return None  # the operator in the graph asks again when it runs
     _refused[key] = _too_old(x) or trial(x.device)
     return _refused[key]
 
@@ -89,22 +89,22 @@ def _too_old(x: Tensor) -> str | None:
 
 
 def trial(device: torch.device) -> str | None:
-    """Why nothing can be compiled for this device, or runs there, if that is so: by trying.
+    """Reason why a first kernel fails on this device, or None.
 
-    Triton needs a C compiler, for one thing, and torch's own layers do not.
+    Triton needs a C compiler, for example.
     """
     x = torch.tensor([[[1.0, 3.0]]], device=device)
     try:
         y, _, _ = normalize(x, None, None, 0.0)
         right = torch.allclose(y.cpu(), torch.tensor([[[-1.0, 1.0]]]), rtol=0, atol=1e-5)
-    except Exception as error:  # whatever it is, the reference takes over
+    except Exception as error:  # the reference takes over after any error
         message = str(error).strip().partition("\n")[0]
         return f"Triton does not work here: {type(error).__name__}: {message}"
     return None if right else "Triton does not work here: a first kernel gave wrong results"
 
 
 def _launch() -> ModuleType:
-    from . import launch  # and with it Triton
+    from . import launch  # imports Triton
 
     return launch
 
@@ -123,7 +123,7 @@ def _placed(
 
 
 def _pools(x: Tensor, pool: Pool) -> tuple[Grid, int, int]:
-    """The grid of x, and how many samples and channels of it are a pool.
+    """Grid of x, and the numbers of samples and channels of a pool in it.
 
     In channels_last the samples of a pool are one longer sample.
     """
@@ -141,13 +141,13 @@ def _empty(x: Tensor, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor
 
 
 def _there(name: str, operand: Tensor) -> Tensor:
-    """The operand, whose memory exists: Triton takes its address."""
+    """Check that the memory of an operand exists, since Triton uses its address."""
     check_memory(name, operand)
     return operand
 
 
 def _tail(tail: Tail, x: Tensor) -> tuple[Tensor | None, str, float]:
-    """The residual, laid out as x; the activation; its slope."""
+    """Residual in the layout of x, activation, and its slope."""
     residual = tail.residual
     if residual is not None:
         residual = _like("the residual", residual, x)
@@ -155,24 +155,24 @@ def _tail(tail: Tail, x: Tensor) -> tuple[Tensor | None, str, float]:
 
 
 def _like(name: str, operand: Tensor, x: Tensor) -> Tensor:
-    """A gradient or a residual, laid out as x."""
+    """Gradient or residual in the layout of x."""
     return _there(name, laid_out_as(name, operand, x))
 
 
 def _target(x: Tensor, out: Tensor | None) -> Tensor:
-    """What an output like x is written into."""
+    """Tensor that an output like x is written into."""
     return torch.empty_like(x) if out is None else _there("out", out)
 
 
 def _channel_values(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:
-    """A parameter, (C,), of any dtype."""
+    """Parameter (C,) of any dtype."""
     if values is None:
         return None
     return _there(name, checked(name, values, x.shape[1:2], values.dtype, x))
 
 
 def _values(name: str, values: Tensor, x: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Values of planes or pools, of this shape."""
+    """Values of planes or pools, checked for this shape."""
     return _there(name, checked(name, values, shape, torch.float64, x))
 
 
@@ -181,7 +181,7 @@ def _plane_values(name: str, values: Tensor | None, x: Tensor) -> Tensor | None:
 
 
 def _pool_moments(x: Tensor, grid: Grid, samples: int, width: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each pool, of planes that are cut."""
+    """Mean and variance of each pool, where planes are cut."""
     launch = _launch()
     chunks = launch.cut(grid).chunks
     partial = [_empty(x, grid.samples, grid.channels, chunks) for _ in range(2)]
@@ -336,7 +336,7 @@ def normalize_backward(
     processors = launch.multiprocessors(grid.device)
     run = launch.visit(grid, samples, width, activation, True, processors)
     if run is not None:
-        # Each channel has one sum of all samples of a pool.
+        # The sums of a channel cover all samples of a pool.
         sums = _empty(x, 2, batch // samples, channels)
         alone = (dweight, dbias) if batch == samples else (None, None)
         results = dx, residual_gradient, sums, *alone

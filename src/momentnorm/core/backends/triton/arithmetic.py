@@ -1,7 +1,7 @@
-"""What the kernels compute on one tile, (COLUMNS, ROWS) of float32: the device functions.
+"""Arithmetic: the device functions of one tile, (COLUMNS, ROWS) in float32.
 
-A tile holds a few columns, each a plane or a part of one, and some of their elements. Everything
-per column is (COLUMNS, 1); where the columns of a tile are one pool, what they share is (1, 1).
+A tile holds some elements of a few columns. A column is a plane or a part of one. Values of columns
+are (COLUMNS, 1). With POOLED the columns of a tile are one pool, and values of the pool are (1, 1).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton.language as tl
 
 @triton.jit
 def total(values, POOLED: tl.constexpr):
-    """The sum of each column, or of all of them."""
+    """Sum of each column, or with POOLED of the whole tile."""
     sums = tl.sum(values, 1, keep_dims=True)
     if POOLED:
         sums = tl.sum(sums, 0, keep_dims=True)
@@ -23,10 +23,11 @@ def total(values, POOLED: tl.constexpr):
 def tile_moments(x, origin, mask, count, POOLED: tl.constexpr):
     """Mean and biased variance, float64, of a tile of ``count`` elements a column or pool.
 
-    The sums are of x less one of its elements, so that a constant has no error; of x less the mean
-    that this gave; and of that less its own mean. Nothing cancels, and the mean has the digits of
-    the last two. What float32 cannot square is scaled by a power of two. Each column decides that
-    alone: no plane's bits depend on its neighbours.
+    Three sums follow each other, and none cancels. The sum of ``x - origin``, where origin is an
+    element, gives a rough mean, which is exact for a constant. The sum of ``x - rough`` gives the
+    rest of the mean. The sum of the squares about that mean gives the variance. Numbers whose
+    squares float32 cannot hold are scaled by a power of two. Each column is scaled on its own, so
+    its bits do not depend on its neighbours.
     """
     rough = origin + total(tl.where(mask, x - origin, 0.0) * (1.0 / count), POOLED)
     offset = tl.where(mask, x - rough, 0.0)
@@ -34,7 +35,7 @@ def tile_moments(x, origin, mask, count, POOLED: tl.constexpr):
     centred = tl.where(mask, offset - shift, 0.0)
     narrow = total(centred * centred, POOLED) / count
     var = narrow.to(tl.float64)
-    # Written so that it is true of a variance that is no number.
+    # NaN counts as doubtful.
     doubtful = ((narrow > 1e-24) & (narrow < 1e24)) == 0
     if tl.max(tl.max(doubtful.to(tl.int32), 1), 0) > 0:
         up = narrow < 1.0
@@ -47,9 +48,9 @@ def tile_moments(x, origin, mask, count, POOLED: tl.constexpr):
 
 @triton.jit
 def inverse_std(var, eps):
-    """``1 / sqrt(var + eps)`` in float32 of a float64 variance, and 0 where var + eps is 0.
+    """``1 / sqrt(var + eps)`` of a float64 variance, in float32, and 0 where var + eps is 0.
 
-    Powers of two bring what float32 cannot hold into its middle, and the root back.
+    Numbers beyond the range of float32 are scaled by a power of two, and the root is scaled back.
     """
     sum = var + eps
     large = sum > 1e30
@@ -62,14 +63,14 @@ def inverse_std(var, eps):
 
 @triton.jit
 def two_floats(mean):
-    """The nearest float32, and what it leaves: x - nearest is exact where it matters."""
+    """A mean as the nearest float32 and the rest. ``x - nearest`` is exact for close numbers."""
     high = mean.to(tl.float32)
     return high, (mean - high.to(tl.float64)).to(tl.float32)
 
 
 @triton.jit
 def parameter(pointer, index, mask, default: tl.constexpr):
-    """A weight or bias, float32; the default where there is none."""
+    """Weight or bias in float32, or the default where there is none."""
     if pointer is None:
         values = tl.full(index.shape, default, tl.float32)
     else:
@@ -79,7 +80,7 @@ def parameter(pointer, index, mask, default: tl.constexpr):
 
 @triton.jit
 def store_gradient(pointer, index, values, mask):
-    """Of a parameter, in its dtype; a half type's from float32."""
+    """Store the gradient of a parameter in its dtype. Half types are rounded from float32."""
     if pointer.dtype.element_ty != tl.float64:
         values = values.to(tl.float32)
     tl.store(pointer + index, values, mask=mask)
@@ -96,11 +97,12 @@ def coefficients(
     means, variances, weight, bias, eps, plane, inside, channels, samples, width,
     GIVEN: tl.constexpr,
 ):  # fmt: skip
-    """What columns are normalized with: of each, by its number among all planes.
+    """Coefficients of columns, found by the plane's number: high, low, inverse, w, scale, shift.
 
-    ``x - mean`` is (x - high) - low, z that times ``inverse``, the output
-    (x - high) * scale + shift. Of pools of ``samples`` times ``width`` planes; GIVEN, the means
-    are per plane, weight is the scale and bias the shift of each, and z is ``x - mean``.
+    ``x - mean`` is (x - high) - low, x_hat is ``(x - mean) * inverse``, and the pre_activation is
+    (x - high) * scale + shift + residual. Statistics belong to pools of ``samples`` times ``width``
+    planes. With GIVEN, mean, scale (in place of weight) and shift (in place of bias) belong to
+    planes, and inverse is 1.
     """
     if GIVEN:
         index = plane
@@ -111,7 +113,7 @@ def coefficients(
         pool = plane // channels // samples * (channels // width) + index // width
         mean = tl.load(means + pool, mask=inside, other=0.0)
         inverse = inverse_std(tl.load(variances + pool, mask=inside, other=0.0), eps)
-    high, low = two_floats(mean.to(tl.float64))  # what is given may be float32
+    high, low = two_floats(mean.to(tl.float64))  # a given mean may be float32
     w = parameter(weight, index, inside, 1.0)
     scale = inverse * w
     shift = parameter(bias, index, inside, 0.0) - low * scale
@@ -125,7 +127,7 @@ def _negative_exponential(t):
 
 @triton.jit
 def _sigmoid(t):
-    """The sigmoid of t and of -t."""
+    """Sigmoid of t and of -t."""
     e = _negative_exponential(t)
     larger = 1.0 / (1.0 + e)
     smaller = e * larger
@@ -135,7 +137,7 @@ def _sigmoid(t):
 @triton.jit
 def _tanh(t):
     s = t * t
-    p = 2.065057899e-02 - 5.717036548e-03 * s  # of tools/fit_activations.py
+    p = 2.065057899e-02 - 5.717036548e-03 * s  # from tools/fit_activations.py
     p = 1.333149125e-01 + s * (-5.374349526e-02 + s * p)
     small = t + t * s * (-3.333328392e-01 + s * p)
     e = _negative_exponential(2.0 * t)
@@ -145,8 +147,9 @@ def _tanh(t):
 
 @triton.jit
 def activate(t, slope, ACTIVATION: tl.constexpr):
+    """``activation(t)``."""
     if ACTIVATION == "relu":
-        t = tl.where(t <= 0, 0.0, t)  # a number that is none stays none
+        t = tl.where(t <= 0, 0.0, t)  # NaN stays NaN
     elif ACTIVATION == "leaky_relu":
         t = tl.where(t > 0, t, t * slope)
     elif ACTIVATION == "silu":
@@ -184,12 +187,13 @@ def activation_gradient(g, t, slope, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def read(pointer, base, offset, mask):
+    """A tile in float32, 0 outside the mask."""
     return tl.load(pointer + base + offset, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def before_activation(x, residual, base, offset, mask, high, scale, shift):
-    """``(x - high) * scale + shift + residual``."""
+def pre_activation(x, residual, base, offset, mask, high, scale, shift):
+    """pre_activation: ``(x - high) * scale + shift + residual``."""
     t = (x - high) * scale + shift
     if residual is not None:
         t += read(residual, base, offset, mask)
@@ -201,10 +205,14 @@ def read_both(
     gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient in front of the activation, g, 0 outside the mask; and z."""
+    """pre_activation_gradient and x_hat, both 0 outside the mask.
+
+    Outside the mask x_hat may overflow, and its product with a gradient of 0 would be NaN.
+    """
     values = read(x, base, offset, mask)
     g = read(gradient, base, offset, mask)
     if ACTIVATION != "":
-        t = before_activation(values, residual, base, offset, mask, high, scale, shift)
+        t = pre_activation(values, residual, base, offset, mask, high, scale, shift)
         g = tl.where(mask, activation_gradient(g, t, slope, ACTIVATION), 0.0)
-    return g, ((values - high) - low) * inverse
+    x_hat = tl.where(mask, ((values - high) - low) * inverse, 0.0)
+    return g, x_hat

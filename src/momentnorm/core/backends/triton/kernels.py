@@ -1,18 +1,19 @@
-"""The kernels: which program visits which tiles, and what it reads and writes.
+"""Kernels that visit whole pools: the programs, their tiles, and their memory accesses.
 
-A feature map is rows of elements in columns. Contiguous, a column is a plane, and the planes of
-all samples stand side by side; LAST (channels_last), the columns of a sample are its channels, and
-their elements lie ``channels`` apart. The columns of a pool of several samples go through all of
-them. What is counted:
+A feature map has columns of elements. In a contiguous one, a column is a plane, and the planes of
+all samples are side by side. With LAST (channels_last), the columns of a sample are its channels,
+and the elements of a column are ``channels`` apart in memory. In a pool of several samples a column
+continues through all of them. Sizes:
 
-    columns   side by side: N*C or C
+    columns   number of columns side by side: N*C or C
     channels  C
     size      elements of a plane
-    rows      elements of a column: ``size``, or that times the samples of a pool
+    rows      elements of a column: ``size``, or ``size`` times the samples of a pool
     width     channels of a pool
 
 One launch may have more than 65,535 planes, so every grid has one dimension. One tensor may have
-more than 2^31 elements, so a tile's first element is found in 64 bits, and the others from it.
+more than 2^31 elements, so the offset of a tile's first element has 64 bits. The other offsets are
+relative to it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ import triton.language as tl
 
 from .arithmetic import (
     activate,
-    before_activation,
     coefficients,
     inverse_std,
     parameter,
+    pre_activation,
     read,
     read_both,
     std,
@@ -37,7 +38,7 @@ from .arithmetic import (
 
 @triton.jit
 def blocks_of(columns, width, COLUMNS: tl.constexpr, POOLED: tl.constexpr):
-    """Blocks of columns side by side: pools, or as many columns as a tile has."""
+    """Number of blocks of columns side by side. A block is a pool, or the columns of a tile."""
     if POOLED:
         blocks = columns // width
     else:
@@ -47,7 +48,7 @@ def blocks_of(columns, width, COLUMNS: tl.constexpr, POOLED: tl.constexpr):
 
 @triton.jit
 def columns_of(index, columns, width, COLUMNS: tl.constexpr, POOLED: tl.constexpr):
-    """Of block ``index``: the samples or pools before it, its first column, and which exist."""
+    """Columns of block ``index``: the samples or pools before it, the first column, and a mask."""
     local = tl.arange(0, COLUMNS)[:, None]
     blocks = blocks_of(columns, width, COLUMNS, POOLED)
     if POOLED:
@@ -64,16 +65,16 @@ def tile_at(
     outer, first, start, channels, size, rows,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, FLAT: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Where the tile's first element is, and its others from there."""
+    """Offset of the tile's first element, and offsets of all its elements from there."""
     local = tl.arange(0, COLUMNS)[:, None]
     row = tl.arange(0, ROWS)[None, :]
     if LAST:
         base = (outer * rows + start) * channels + first
         offset = row * channels + local
-    elif FLAT:  # all columns side by side
+    elif FLAT:  # all columns are side by side
         base = first.to(tl.int64) * size + start
         offset = local * size + row
-    else:  # rows that go through several samples
+    else:  # columns continue through several samples
         sample = outer * (rows // size) + start // size
         base = (sample * channels + first) * size + start % size
         row = row.to(tl.int64) + start % size
@@ -85,7 +86,7 @@ def tile_at(
 def first_of(
     x, base, inside, size, COLUMNS: tl.constexpr, POOLED: tl.constexpr, LAST: tl.constexpr
 ):
-    """The first element of each column of a tile, or of the pool."""
+    """First element of each column of a tile, or with POOLED of the tile."""
     if POOLED:
         first = tl.load(x + base + tl.zeros((1, 1), tl.int32))
     else:
@@ -102,7 +103,7 @@ def column_moments(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, POOLED: tl.constexpr,
     FLAT: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Mean and variance of the rows from ``begin`` to ``end``: tiles, merged by Chan's formula."""
+    """Mean and variance of the rows from ``begin`` to ``end``. Tiles merge by Chan's formula."""
     row = tl.arange(0, ROWS)[None, :]
     mean = tl.zeros((1 if POOLED else COLUMNS, 1), tl.float64)
     squares = mean
@@ -128,9 +129,9 @@ def normalize(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, POOLED: tl.constexpr, HELD: tl.constexpr,
     FLAT: tl.constexpr, LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """One visit: a program reads its columns, or its pool, and writes them normalized.
+    """The forward of a visit: a program reads its columns, or its pool, and writes them normalized.
 
-    HELD, in one tile that stays in registers; otherwise tile after tile, twice.
+    With HELD one tile stays in registers. Otherwise the program reads its tiles twice.
     """
     index = tl.program_id(0)
     outer, first, inside = columns_of(index, columns, width, COLUMNS, POOLED)
@@ -162,16 +163,16 @@ def normalize(
     scale = inverse_std(var, eps) * parameter(weight, channel, inside, 1.0)
     shift = parameter(bias, channel, inside, 0.0) - low * scale
     if HELD:
-        t = before_activation(held, residual, base, offset, mask, high, scale, shift)
+        t = pre_activation(held, residual, base, offset, mask, high, scale, shift)
         tl.store(y + base + offset, activate(t, slope, ACTIVATION), mask=mask)
     else:
         for seen in range(0, rows, ROWS):
-            start = (rows - 1) // ROWS * ROWS - seen  # what was read last is still in the cache
+            start = (rows - 1) // ROWS * ROWS - seen  # the tiles read last are still in the cache
             base, offset = tile_at(
                 outer, first, start, channels, size, rows, COLUMNS, ROWS, FLAT, LAST
             )
             mask = inside & (start + row < rows)
-            t = before_activation(
+            t = pre_activation(
                 read(x, base, offset, mask), residual, base, offset, mask, high, scale, shift
             )
             tl.store(y + base + offset, activate(t, slope, ACTIVATION), mask=mask)
@@ -180,15 +181,15 @@ def normalize(
 @triton.jit
 def normalize_backward(
     gradient, x, residual, weight, bias, means, variances,
-    dx, dresidual, sums, dweight, dbias, eps, slope,
+    dx, residual_gradient, sums, dweight, dbias, eps, slope,
     columns, channels, size, rows, width,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, POOLED: tl.constexpr, HELD: tl.constexpr,
     FLAT: tl.constexpr, LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """The backward of a visit: both sums of each column, then dx and the residual's gradient.
+    """The backward of a visit: two sums of each column, then dx and residual_gradient.
 
-    The sums are of g and of ``g * z``, with z = (x - mean) / std: neither can overflow. Where a
-    column is a channel's only one, its sums are that channel's dweight and dbias.
+    The sums are of g and ``g * x_hat``, where g is pre_activation_gradient. Neither overflows. If
+    each channel has one column, its sums are dweight and dbias.
     """
     index = tl.program_id(0)
     outer, first, inside = columns_of(index, columns, width, COLUMNS, POOLED)
@@ -202,12 +203,12 @@ def normalize_backward(
     if HELD:
         base, offset = tile_at(outer, first, 0, channels, size, rows, COLUMNS, ROWS, FLAT, LAST)
         mask = inside & (row < rows)
-        g, z = read_both(
+        g, x_hat = read_both(
             gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
             ACTIVATION,
         )  # fmt: skip
         plain = tl.sum(g, 1, keep_dims=True).to(tl.float64)
-        weighted = tl.sum(g * z, 1, keep_dims=True).to(tl.float64)
+        weighted = tl.sum(g * x_hat, 1, keep_dims=True).to(tl.float64)
     else:
         plain = tl.zeros((COLUMNS, 1), tl.float64)
         weighted = plain
@@ -216,14 +217,14 @@ def normalize_backward(
                 outer, first, start, channels, size, rows, COLUMNS, ROWS, FLAT, LAST
             )
             mask = inside & (start + row < rows)
-            g, z = read_both(
+            g, x_hat = read_both(
                 gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
                 ACTIVATION,
             )  # fmt: skip
             plain += tl.sum(g, 1, keep_dims=True)
-            weighted += tl.sum(g * z, 1, keep_dims=True)
+            weighted += tl.sum(g * x_hat, 1, keep_dims=True)
 
-    # Behind those of all columns are the second sums.
+    # The second sums follow the first sums of all columns.
     outers = tl.num_programs(0) // blocks_of(columns, width, COLUMNS, POOLED)
     behind = outers.to(tl.int64) * columns
     tl.store(sums + here, plain, mask=inside)
@@ -241,9 +242,11 @@ def normalize_backward(
     plain_mean = plain_mean.to(tl.float32)
     weighted_mean = weighted_mean.to(tl.float32)
     if HELD:
-        tl.store(dx + base + offset, inverse * (w * g - plain_mean - z * weighted_mean), mask=mask)
-        if dresidual is not None:
-            tl.store(dresidual + base + offset, g, mask=mask)
+        tl.store(
+            dx + base + offset, inverse * (w * g - plain_mean - x_hat * weighted_mean), mask=mask
+        )
+        if residual_gradient is not None:
+            tl.store(residual_gradient + base + offset, g, mask=mask)
     else:
         for seen in range(0, rows, ROWS):
             start = (rows - 1) // ROWS * ROWS - seen
@@ -251,11 +254,11 @@ def normalize_backward(
                 outer, first, start, channels, size, rows, COLUMNS, ROWS, FLAT, LAST
             )
             mask = inside & (start + row < rows)
-            g, z = read_both(
+            g, x_hat = read_both(
                 gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
                 ACTIVATION,
             )  # fmt: skip
-            d = inverse * (w * g - plain_mean - z * weighted_mean)
+            d = inverse * (w * g - plain_mean - x_hat * weighted_mean)
             tl.store(dx + base + offset, d, mask=mask)
-            if dresidual is not None:
-                tl.store(dresidual + base + offset, g, mask=mask)
+            if residual_gradient is not None:
+                tl.store(residual_gradient + base + offset, g, mask=mask)

@@ -1,4 +1,4 @@
-"""How a call is spread over programs, and how kernels are launched."""
+"""Launches: the split of a call into programs, and the calls of compiled kernels."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ from . import kernels, pieces
 
 #: Elements of the largest tile that stays in registers between the moments and the output.
 HELD = 16384
-#: Elements of a tile where a program goes over its columns twice.
+#: Elements of a tile where a program reads its columns twice.
 REPEATED = 8192
-#: Bytes of a tile, and tiles of a chunk at most, where planes are cut.
+#: Bytes of a tile, and most tiles of a chunk, where planes are cut.
 PIECE, PIECES = 16384, 16
-#: Programs below which their number, rather than the length of a chunk, is worth raising.
+#: Chunks grow from one tile only when there are more programs than this.
 PROGRAMS = 4096
-#: Visits for each multiprocessor from which on all of them are busy.
+#: Visits that each multiprocessor needs to be busy.
 BUSY = 2
-#: Threads of a warp: a wavefront has more.
+#: Threads of a warp, or of a wavefront of ROCm.
 THREADS = 64 if torch.version.hip else 32
-#: Bytes that are fetched from memory at once, the least and the best.
+#: Bytes of the smallest access to memory, and of the best one.
 SECTOR, LINE = 32, 128
-#: How kernels are compiled: with a * b + c in one rounding, whatever Triton's default is.
+#: Options of the compiler. a * b + c has one rounding, whatever Triton's default is.
 OPTIONS = {"enable_fp_fusion": True}
 
 
 class Grid(NamedTuple):
-    """What a launch depends on, beside which operands there are and their types."""
+    """Sizes and device that a launch depends on, beside its operands and their types."""
 
     samples: int
     channels: int
     size: int
     last: bool
     itemsize: int
-    device: int  # -1: this is the interpreter
+    device: int  # -1 for the interpreter
 
 
 def _power(number: int) -> int:
-    """The least power of two that is no less."""
+    """Smallest power of two >= number."""
     return 1 << (number - 1).bit_length()
 
 
 def _warps(elements: int, itemsize: int = 4) -> int:
-    """64 bytes for each thread, up to 512 threads: enough under way to hide the memory's delay."""
+    """Number of warps: a thread for each 64 bytes, and at most 512 threads."""
     return min(max(elements * itemsize // (64 * THREADS), 1), 512 // THREADS)
 
 
@@ -58,10 +58,10 @@ def multiprocessors(device: int) -> int:
 
 
 class Launch:
-    """A kernel with its grid and its numbers, to be called with tensors and floats.
+    """A kernel with its grid and sizes, to be called with tensors and floats.
 
-    The first call compiles, and finds what was compiled; the next ones skip what Triton does to
-    find it again: with the same shapes, the same types and aligned pointers it would be the same.
+    The first call lets Triton compile the kernel or find it. Later calls with operands of equal
+    types and aligned pointers launch that kernel directly, since Triton would find it again.
     """
 
     __slots__ = ("compiled", "constants", "device", "grid", "kernel", "numbers", "warps")
@@ -78,7 +78,7 @@ class Launch:
         self.kernel, self.grid = kernel, (programs, 1, 1)
         self.numbers, self.constants = numbers, constants
         self.warps, self.device = warps, device
-        #: By the types of the operands.
+        #: Compiled kernels by the types of the operands.
         self.compiled: dict[tuple[Any, ...], Any] = {}
 
     def __call__(self, *operands: Tensor | float | None) -> None:
@@ -114,8 +114,8 @@ class Launch:
 def visit(
     grid: Grid, samples: int, width: int, activation: str, backward: bool, processors: int
 ) -> Launch | None:
-    """One visit of each pool, of ``samples`` times ``width`` planes; None where pools are cut."""
-    aside = grid.last or samples > 1  # the samples are not side by side
+    """A visit of each pool of ``samples`` times ``width`` planes, or None where pools are cut."""
+    aside = grid.last or samples > 1  # columns of different samples are not side by side
     columns = grid.channels if aside else grid.samples * grid.channels
     outers = grid.samples // samples if aside else 1
     rows, pooled = samples * grid.size, width > 1
@@ -130,7 +130,7 @@ def visit(
         tile_columns = max(1024 // tile_rows, 1)
     if not pooled:
         tile_columns = min(tile_columns, _power(columns))
-    # Where columns lie side by side, each thread has several, and less room.
+    # With columns side by side, a thread holds values of several, and has less room for elements.
     held = tile_columns * tile_rows <= (HELD // 2 if grid.last else HELD)
     if not held:
         if grid.last and not pooled:
@@ -138,7 +138,7 @@ def visit(
         tile_rows = REPEATED // tile_columns
     programs = outers * math.ceil(columns / (width if pooled else tile_columns))
     if not held:
-        # Of a pool so much lies side by side in a tile; its neighbours fetch the rest of a line.
+        # Bytes of a pool side by side in a tile. Below a line, neighbours would fetch it again.
         together = (width if grid.last else tile_rows) * grid.itemsize
         if programs < BUSY * processors or (pooled and together < LINE):
             return None
@@ -161,7 +161,7 @@ def visit(
 
 
 class Cut(NamedTuple):
-    """How the planes of a grid are cut: for the same shape always alike."""
+    """Chunks of the planes of a grid. They depend on its shape alone."""
 
     columns: int
     tile: tuple[int, int]  # columns and rows

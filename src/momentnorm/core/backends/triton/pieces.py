@@ -1,8 +1,8 @@
-"""The kernels of what no program can visit alone: planes are cut into chunks.
+"""Kernels that cut planes into chunks, for pools too large for one program.
 
-Each program reduces a chunk of some columns to two numbers each, a second kernel adds those of a
-pool in a fixed order, and a third one goes over the tiles. A column is a plane here, and finds the
-statistics of its pool by its number.
+A program reduces a chunk of each of its columns to two numbers. A second kernel adds the numbers of
+a pool in a fixed order. A third kernel maps the tiles. A column is a plane here, and its number
+determines its pool.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import triton.language as tl
 
 from .arithmetic import (
     activate,
-    before_activation,
     coefficients,
     inverse_std,
     parameter,
+    pre_activation,
     read,
     read_both,
     std,
@@ -26,11 +26,11 @@ from .kernels import column_moments, columns_of, tile_at
 
 @triton.jit
 def _piece(chunks, columns, COLUMNS: tl.constexpr, LAST: tl.constexpr, AGAIN: tl.constexpr):
-    """Which chunk is this program's, and of which columns: as ``columns_of`` has it, and planes."""
+    """Chunk of this program, and its columns as from ``columns_of``, and their planes."""
     program = tl.program_id(0)
-    if AGAIN:  # what was read last is still in the cache
+    if AGAIN:  # in reverse, since the tiles read last are still in the cache
         program = tl.num_programs(0) - 1 - program
-    if LAST:  # neighbours in memory are neighbours in time
+    if LAST:  # neighbours in memory are read at the same time
         blocks = tl.cdiv(columns, COLUMNS)
         rest = program // blocks
         chunk = rest % chunks
@@ -48,7 +48,7 @@ def partial_moments(
     x, means, variances, columns, channels, size, chunk, chunks,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr,
 ):  # fmt: skip
-    """Mean and variance of each chunk of each plane: (planes, chunks)."""
+    """Mean and variance of each chunk of each plane, (planes, chunks)."""
     part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST, False)
     begin = part * chunk
     mean, var = column_moments(
@@ -62,7 +62,7 @@ def partial_moments(
 
 @triton.jit
 def _members(start, first, channels, size, chunk, chunks, width, total, BLOCK: tl.constexpr):
-    """Of a block of a pool's chunks: where they are, which exist, and their numbers of elements."""
+    """A block of a pool's chunks: their indices, a mask, and their numbers of elements."""
     piece = start + tl.arange(0, BLOCK)
     plane = piece // chunks
     here = (first + plane // width * channels + plane % width) * chunks + piece % chunks
@@ -75,7 +75,7 @@ def merge_moments(
     partial_means, partial_variances, means, variances,
     channels, size, chunk, chunks, samples, width, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Mean and variance of a pool, of those of all its chunks."""
+    """Mean and variance of a pool, from the means and variances of its chunks."""
     pool = tl.program_id(0)
     across = channels // width
     first = (pool // across).to(tl.int64) * samples * channels + (pool % across) * width
@@ -109,7 +109,7 @@ def apply(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr, GIVEN: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of y, with the statistics of pools; GIVEN, with a mean, scale and shift per plane."""
+    """A tile of y, with the statistics of pools, or with GIVEN mean, scale and shift of planes."""
     part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST, True)
     high, low, inverse, w, scale, shift = coefficients(
         means, variances, weight, bias, eps, plane, inside, channels, samples, width, GIVEN
@@ -118,7 +118,7 @@ def apply(
     base, offset = tile_at(outer, first, start, channels, size, size, COLUMNS, ROWS, True, LAST)
     mask = inside & (start + tl.arange(0, ROWS)[None, :] < size)
     values = read(x, base, offset, mask)
-    t = before_activation(values, residual, base, offset, mask, high, scale, shift)
+    t = pre_activation(values, residual, base, offset, mask, high, scale, shift)
     tl.store(y + base + offset, activate(t, slope, ACTIVATION), mask=mask)
 
 
@@ -129,7 +129,10 @@ def partial_sums(
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr, GIVEN: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """The sums of g and of g * z over each chunk of each plane: (2, planes, chunks)."""
+    """Sums of g and g * x_hat over each chunk of each plane, (2, planes, chunks).
+
+    g is pre_activation_gradient. With GIVEN, x_hat is ``x - mean``.
+    """
     part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST, False)
     high, low, inverse, w, scale, shift = coefficients(
         means, variances, weight, bias, eps, plane, inside, channels, samples, width, GIVEN
@@ -141,16 +144,16 @@ def partial_sums(
     for start in range(begin, end, ROWS):
         base, offset = tile_at(outer, first, start, channels, size, size, COLUMNS, ROWS, True, LAST)
         mask = inside & (start + tl.arange(0, ROWS)[None, :] < end)
-        g, z = read_both(
+        g, x_hat = read_both(
             gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
             ACTIVATION,
         )  # fmt: skip
-        product = tl.sum(g * z, 1, keep_dims=True)
+        product = tl.sum(g * x_hat, 1, keep_dims=True)
         narrow = product.to(tl.float64)
-        if GIVEN:  # g * (x - mean), which may be more than float32 holds
+        if GIVEN:  # g * (x - mean) may overflow float32
             large = (tl.abs(product) < 1e37) == 0
             if tl.max(tl.max(large.to(tl.int32), 1), 0) > 0:
-                wide = tl.sum(g.to(tl.float64) * z.to(tl.float64), 1, keep_dims=True)
+                wide = tl.sum(g.to(tl.float64) * x_hat.to(tl.float64), 1, keep_dims=True)
                 narrow = tl.where(large, wide, narrow)
         plain += tl.sum(g, 1, keep_dims=True)
         weighted += narrow
@@ -166,10 +169,10 @@ def merge_sums(
     channels, size, chunks, samples, width, planes,
     PLANES: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """The sums of each plane, (2, planes), of those of its chunks; and of a pool, (2, pools).
+    """Sums of each plane, (2, planes), and means of each pool, (2, pools), from those of chunks.
 
-    Of a plane, those of g and of ``g * (x - mean)``; of a pool, the means of w * g and w * g * z.
-    Without ``pool_means`` the second sums are added as they are.
+    The sums of a plane are of g and ``g * (x - mean)``. The means of a pool are of w * g and
+    w * g * x_hat. Without ``pool_means`` the second sums of chunks are of ``g * (x - mean)``.
     """
     pool = tl.program_id(0)
     across = channels // width
@@ -207,15 +210,15 @@ def merge_sums(
 
 @triton.jit
 def apply_gradient(
-    gradient, x, residual, dx, dresidual, means, variances, weight, bias, a, b, c, eps, slope,
-    columns, channels, size, chunks, samples, width,
+    gradient, x, residual, dx, residual_gradient, means, variances, weight, bias, a, b, c, eps,
+    slope, columns, channels, size, chunks, samples, width,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr, LAST: tl.constexpr, GIVEN: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dx and of the residual's gradient.
+    """A tile of dx and residual_gradient.
 
-    GIVEN, ``a * g + b * (x - mean) + c`` with numbers per plane; otherwise c has the means of
-    w * g over pools, and b those of w * g * z.
+    With GIVEN, dx is ``a * g + b * (x - mean) + c`` with coefficients of planes. Otherwise c has
+    the means of w * g over pools, and b the means of w * g * x_hat.
     """
     part, outer, first, inside, plane = _piece(chunks, columns, COLUMNS, LAST, True)
     high, low, inverse, w, scale, shift = coefficients(
@@ -224,21 +227,21 @@ def apply_gradient(
     start = part * ROWS
     base, offset = tile_at(outer, first, start, channels, size, size, COLUMNS, ROWS, True, LAST)
     mask = inside & (start + tl.arange(0, ROWS)[None, :] < size)
-    g, z = read_both(
+    g, x_hat = read_both(
         gradient, x, residual, base, offset, mask, high, low, inverse, scale, shift, slope,
         ACTIVATION,
     )  # fmt: skip
     if GIVEN:
-        d = parameter(a, plane, inside, 1.0) * g + parameter(b, plane, inside, 0.0) * z
+        d = parameter(a, plane, inside, 1.0) * g + parameter(b, plane, inside, 0.0) * x_hat
         d += parameter(c, plane, inside, 0.0)
     else:
         channel = plane % channels
         pool = plane // channels // samples * (channels // width) + channel // width
-        d = w * g - parameter(c, pool, inside, 0.0) - z * parameter(b, pool, inside, 0.0)
+        d = w * g - parameter(c, pool, inside, 0.0) - x_hat * parameter(b, pool, inside, 0.0)
         d = d * inverse
     tl.store(dx + base + offset, d, mask=mask)
-    if dresidual is not None:
-        tl.store(dresidual + base + offset, g, mask=mask)
+    if residual_gradient is not None:
+        tl.store(residual_gradient + base + offset, g, mask=mask)
 
 
 @triton.jit
@@ -246,7 +249,7 @@ def parameter_gradients(
     sums, variances, dweight, dbias, eps, outers, channels, samples, width,
     COLUMNS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """dweight and dbias, of the sums of each channel in each sample (or pool of samples)."""
+    """dweight and dbias, from the sums of each channel in each sample or pool of samples."""
     channel = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[:, None]
     inside = channel < channels
     plain = tl.zeros((COLUMNS, 1), tl.float64)
