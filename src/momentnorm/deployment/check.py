@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .calls import Call, record
 from .graph import NORMALIZATIONS, Graph
 from .inputs import other_batch, other_size
-from .layers import Call, record
 from .match import Place, by_order, by_values, same_values
 from .one_layer import LayerCheck
+from .region import Region
 from .report import ExportReport, Finding, Row
 from .runtimes import Runtime, reference, runner
 
@@ -44,7 +45,8 @@ def export_check(
 
     Layers are matched by the values of their inputs. So any program may have written the file, with
     any names and any operators. Compared are torch's BatchNorm, InstanceNorm, GroupNorm, LayerNorm,
-    RMSNorm, and their subclasses here.
+    RMSNorm and their subclasses here, SwitchableNorm, BatchInstanceNorm2d, FilterResponseNorm2d,
+    EvoNorm and the parts of IBN.
 
     Args:
         model: the model, in the mode in which it is used. It is left as it was.
@@ -78,10 +80,9 @@ def export_check(
     inputs = example if isinstance(example, tuple) else (example,)
     graph = Graph(_loaded(file))
     feeds = _feeds(graph, inputs)
-    calls, skipped, outputs = record(model, inputs)
+    calls, outputs = record(model, inputs)
     comparison = _Comparison(graph, run, name, feeds)
     comparison.compare(calls)
-    comparison.rows += [Row(name, "not compared: called with more than x") for name in skipped]
     findings = comparison.findings
     if not findings:
         findings += _elsewhere(outputs, comparison.results)
@@ -100,19 +101,25 @@ class _Comparison:
     def __init__(self, graph: Graph, run: Runtime, name: str, feeds: Arrays) -> None:
         self.graph, self.run, self.name, self.feeds = graph, run, name, feeds
         self.starts = graph.starts()
+        #: Tensors whose values on the example are kept.
+        self.exposed = list(dict.fromkeys([*self.starts, *graph.operands()]))
         self.findings: list[Finding] = []
         self.rows: list[Row] = []
         self.fixed: Arrays = {}
         self.regions: list[tuple[str, str]] = []
         self.values: Arrays = {}
         #: The outputs of the file as it is.
-        self.results = self._run(self.starts)
+        self.results = self._run(self.exposed)
 
     def compare(self, calls: list[Call]) -> None:
         """Fill the rows and the findings."""
         behind = None
         for i, call in enumerate(calls):
-            starting = {n: self.values[n] for n in self.starts if n in self.values}
+            starting = {
+                name: self.values[name]
+                for name in self.starts
+                if name in self.values and self.values[name].dtype.kind == "f"
+            }
             place = by_values(call, starting, i / len(calls))
             folded = None if place is not None else self._folded(call)
             if folded is not None:
@@ -128,7 +135,8 @@ class _Comparison:
             self._compare_one(call, place)
 
     def _compare_one(self, call: Call, place: Place) -> None:
-        check = LayerCheck(call, place, self.graph, self.values, self.run, self.name)
+        region = Region(call, place, self.graph, self.values)
+        check = LayerCheck(region, self.run, self.name)
         check.check()
         if check.findings and call.frozen:
             # Its input may look like its output: a layer that changes little, folded.
@@ -142,9 +150,8 @@ class _Comparison:
         if end:
             self.regions.append((place.start, end))
         if end and check.findings:
-            kind = self.values[place.start].dtype
-            self.fixed[end] = place.from_model(call.output).astype(kind)
-            self._run(self.starts)
+            self.fixed[end] = place.from_model(call.output).astype(region.dtype_of(end))
+            self._run(self.exposed)
 
     def _run(self, names: list[str]) -> list[NDArray[Any]]:
         """Run the file on the example, keep these tensors as values, and return its outputs."""
@@ -181,7 +188,8 @@ class _Comparison:
             return None
         producer = self.graph.producer.get(output)
         operator = "a constant" if producer is None else nodes[producer].op_type
-        return Row(call.name, f"folded into {operator}", output=output)
+        how = "folded into" if call.frozen else "compared on the example alone:"
+        return Row(call.name, f"{how} {operator}", output=output)
 
     def others(self) -> tuple[str, ...]:
         """Outputs of the file's normalizing operators that are no part of a compared layer."""
@@ -261,7 +269,7 @@ def _other_shapes(
             continue
         changed = tree_map_only(Tensor, change, inputs)
         try:
-            _, _, outputs = record(model, changed)
+            _, outputs = record(model, changed)
         except (RuntimeError, ValueError, IndexError):  # the model itself has a fixed size
             continue
         try:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .layers import Call
+    from .calls import Call
 
 #: The largest number of elements of a hostile input.
 _MOST = 1 << 24

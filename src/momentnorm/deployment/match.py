@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from .layers import Call
+    from .calls import Call
 
 #: Inputs that differ by more, relative to their root mean square, are not matched by their values.
 _NEAR = 0.1
+
+#: Smaller distances are rounding, and say nothing about which of two tensors is the nearer.
+_EQUAL = 1e-6
 
 
 class Place(NamedTuple):
@@ -38,12 +41,14 @@ def by_values(call: Call, values: dict[str, NDArray[Any]], share: float) -> Plac
         share: how far into the model the call is, from 0 to 1; it decides between equals.
     """
     order = {name: i for i, name in enumerate(values)}
-    options = [
-        (distance, abs(order[place.start] - share * len(values)), place)
-        for place, distance in _distances(call, values)
-        if distance < _NEAR
-    ]
-    return min(options)[2] if options else None
+    options = []
+    for place, distance in _distances(call, values):
+        if distance < _NEAR:
+            # A Cast to a wider dtype has equal values: the narrower one is the layer's input.
+            width = values[place.start].dtype.itemsize
+            position = abs(order[place.start] - share * len(values))
+            options.append((max(distance, _EQUAL), width, position, place))
+    return min(options)[3] if options else None
 
 
 def by_order(call: Call, values: dict[str, NDArray[Any]], behind: str | None) -> Place | None:

@@ -21,6 +21,7 @@ KINDS = {
     "elsewhere": "the normalization layers agree, and the outputs of the model do not",
     "eps": "another eps than the layer's",
     "groups": "another number of groups than the layer's",
+    "operand": "a residual, a mask or lengths of the call are missing",
     "missing": "a layer of the model that is not in the file",
     "overflow": "infinity or NaN on a finite input",
     "runs": "the runtime does not run the file",
