@@ -96,6 +96,15 @@ def test_a_folded_layer_that_changes_little():
     assert report.rows[0].operator == "folded into Conv"
 
 
+def test_a_new_batch_norm_that_was_exported_in_train_mode():
+    """Its running statistics are 0 and 1: in evaluation the output is nearly the input."""
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3)).eval()
+    wrong = copy.deepcopy(model).train()
+    file = exported(wrong, X, training=torch.onnx.TrainingMode.PRESERVE)
+    report = export_check(model, X, file)
+    assert [(finding.layer, finding.kind) for finding in report] == [("1", "train")], str(report)
+
+
 def test_layers_that_are_missing_and_norms_that_are_not_layers():
     class Functional(nn.Module):
         def forward(self, x):
@@ -187,6 +196,20 @@ def test_mixtures_agree(name):
     assert str(report) == "2 normalization layers, the file agrees"
     assert [row.layer for row in report.rows] == ["1", "2"]
     assert report.rows[0].errors["mean 1000, std 0.01"] < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("SwitchableNorm2d", ["size"]),  # the factor of its unbiased variance becomes a constant
+        ("EvoNorm2dS0", []),
+    ],
+)
+def test_mixtures_of_any_size(name, kinds):
+    model = with_mixture(MIXTURES[name])
+    free = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n", 2: "h", 3: "w"}}}
+    report = export_check(model, X, exported(model, X, **free))
+    assert [finding.kind for finding in report] == kinds, str(report)
 
 
 @pytest.mark.parametrize(

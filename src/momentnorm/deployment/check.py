@@ -138,8 +138,8 @@ class _Comparison:
         region = Region(call, place, self.graph, self.values)
         check = LayerCheck(region, self.run, self.name)
         check.check()
-        if check.findings and call.frozen:
-            # Its input may look like its output: a layer that changes little, folded.
+        if check.findings and call.frozen and check.row.operator != "BatchNormalization":
+            # A folded layer that changes little: its output in the file looks like its input.
             folded = self._folded(call, 1e-4)
             if folded is not None:
                 self.rows.append(folded)
