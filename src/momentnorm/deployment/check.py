@@ -1,4 +1,4 @@
-"""``momentnorm.export_check``: a model against the file that was exported from it."""
+"""``momentnorm.export_check``: compare a model with the file that was exported from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .inputs import other_batch, other_size
 from .match import Place, by_order, by_values, same_values
 from .one_layer import LayerCheck
 from .region import Region
-from .report import ExportReport, Finding, Row
+from .report import ExportReport, Finding, Row, baked_in
 from .runtimes import Runtime, reference, runner
 
 if TYPE_CHECKING:
@@ -92,10 +92,10 @@ def export_check(
 
 
 class _Comparison:
-    """A file against the calls of a model's layers, one after the other.
+    """Comparison of the calls of a model's layers with a file, one after the other.
 
-    Where a layer differs, the file goes on with the model's values, so that the layers behind it
-    are recognized, and judged by themselves.
+    After a layer that differs, the file runs on with the model's values. So the layers behind it
+    are recognized, and one defect is one finding.
     """
 
     def __init__(self, graph: Graph, run: Runtime, name: str, feeds: Arrays) -> None:
@@ -108,11 +108,11 @@ class _Comparison:
         self.fixed: Arrays = {}
         self.regions: list[tuple[str, str]] = []
         self.values: Arrays = {}
-        #: The outputs of the file as it is.
+        #: Outputs of the unchanged file.
         self.results = self._run(self.exposed)
 
     def compare(self, calls: list[Call]) -> None:
-        """Fill the rows and the findings."""
+        """Compare every call, and fill the rows and the findings."""
         behind = None
         for i, call in enumerate(calls):
             starting = {
@@ -125,7 +125,7 @@ class _Comparison:
             if folded is not None:
                 self.rows.append(folded)
                 continue
-            if place is None and not call.frozen:  # those may be folded, or anywhere
+            if place is None and not call.frozen:  # a frozen layer may be folded
                 place = by_order(call, starting, behind)
             if place is None:
                 self.rows.append(Row(call.name))
@@ -154,7 +154,7 @@ class _Comparison:
             self._run(self.exposed)
 
     def _run(self, names: list[str]) -> list[NDArray[Any]]:
-        """Run the file on the example, keep these tensors as values, and return its outputs."""
+        """Run the file on the example, keep the values of these tensors, and return its outputs."""
         model = self.graph.exposing(names, self.fixed)
         try:
             found = list(self.run(model, self.feeds))
@@ -174,13 +174,13 @@ class _Comparison:
         return found[: len(self.graph.model.graph.output)]
 
     def _folded(self, call: Call, tolerance: float = 5e-3) -> Row | None:
-        """Return a row for a layer that is folded: the file has its output, and not its input."""
+        """Return a row for a layer whose output is a tensor of the file, and whose input is not."""
         nodes = self.graph.nodes
         names = [n for node in nodes for n in node.output if n and n not in self.graph.constants]
         model = self.graph.exposing(names, self.fixed)
         try:
             found = self.run(model, self.feeds)
-        except Exception:  # a tensor that cannot be an output: nothing can be said
+        except Exception:  # a tensor of the file that cannot be an output
             return None
         keys = [value.name for value in model.graph.output]
         output = same_values(call, dict(zip(keys, found, strict=True)), tolerance)
@@ -192,7 +192,7 @@ class _Comparison:
         return Row(call.name, f"{how} {operator}", output=output)
 
     def others(self) -> tuple[str, ...]:
-        """Outputs of the file's normalizing operators that are no part of a compared layer."""
+        """Outputs of the file's normalizing operators that belong to no compared layer."""
         covered: set[int] = set()
         for start, end in self.regions:
             covered.update(self.graph.region(start, [end])[0])
@@ -241,7 +241,7 @@ def _loaded(file: Any) -> onnx.ModelProto:
 
 
 def _feeds(graph: Graph, inputs: tuple[Any, ...]) -> Arrays:
-    """The example's tensors as the inputs of the file."""
+    """Return the example's tensors by the names of the file's inputs."""
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if len(tensors) != len(graph.inputs):
         raise ValueError(
@@ -270,7 +270,7 @@ def _other_shapes(
         changed = tree_map_only(Tensor, change, inputs)
         try:
             _, outputs = record(model, changed)
-        except (RuntimeError, ValueError, IndexError):  # the model itself has a fixed size
+        except (RuntimeError, ValueError, IndexError):  # the model has a fixed size
             continue
         try:
             found = list(run(graph.model, _feeds(graph, changed)))
@@ -280,21 +280,12 @@ def _other_shapes(
             if not _elsewhere(outputs, found):
                 continue
             problem = "its outputs differ from the model's"
-        findings.append(
-            Finding(
-                "",
-                kind,
-                "export",
-                f"the file says that it takes any {kind}, and with another one {problem}",
-                f"export with a dynamic {kind} (dynamic_shapes or dynamic_axes), and look for a "
-                "Reshape with constants",
-            )
-        )
+        findings.append(baked_in("", kind, problem))
     return findings
 
 
 def _elsewhere(outputs: Any, results: list[NDArray[Any]]) -> list[Finding]:
-    """Compare the outputs of the model and of the file, where every layer agrees."""
+    """Compare the outputs of the model and of the file after all layers agree."""
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     for i, (tensor, found) in enumerate(zip(tensors, results, strict=False)):
         wanted = tensor.detach().cpu().double()

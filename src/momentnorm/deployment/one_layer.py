@@ -1,4 +1,4 @@
-"""One layer of a model against its part of the file: the formula, the digits, other shapes."""
+"""Comparison of one layer with its operators in the file: formula, digits, other shapes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import inputs
 from .graph import NORMALIZATIONS, REDUCTIONS, SHAPES, VIEWS
 from .hypotheses import hypotheses
 from .region import attribute
-from .report import Fault, Finding, Row
+from .report import Fault, Finding, Row, baked_in
 from .runtimes import Runtime, reference
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class LayerCheck:
         self.scale = float(self.call.output.abs().max())
 
     def check(self) -> None:
-        """Fill the row and the findings."""
+        """Compare formula, digits and shapes, and fill the row and the findings."""
         ends = self.region.ends()
         if not ends:
             self._found(
@@ -209,8 +209,9 @@ class LayerCheck:
                 fault = self._fault(x, wanted, off, formula_off)
                 self._lost_digits(name, fault, found, off)
                 return
-            # This runtime may compute a formula of several operators in a wider dtype, and others
-            # may not. Operators of the reference say nothing about those of other runtimes.
+            # A runtime may compute a formula of several operators in a wider dtype, and the next
+            # one may not, so the reference decides. It cannot decide about a single operator,
+            # which each runtime implements in its own way.
             if formula_off > bound and self.region.main(end) is None:
                 self._lost_digits(name, "export", again, formula_off)
                 return
@@ -224,7 +225,7 @@ class LayerCheck:
         )
 
     def _fault(self, x: Tensor, wanted: NDArray[Any], off: float, reference_off: float) -> Fault:
-        """Name the cause of lost digits: the model itself, the file's formula, or the runtime."""
+        """Find the cause of lost digits: the model, the file's formula, or the runtime."""
         dtype = getattr(torch, self.dtype.name)
         try:
             layer = copy.deepcopy(self.call.layer).to(dtype)
@@ -241,9 +242,9 @@ class LayerCheck:
         half, dtype = self.dtype == np.float16, self.dtype.name
         like = "sums beyond 65,504" if half else "E[x^2] - E[x]^2"
         where = {
-            "model": "the layer itself loses as much",
-            "export": f"the file's formula in {dtype} does, as {like} would",
-            "runtime": f"{self.runtime_name} does, the file's formula in {dtype} does not",
+            "model": "the layer itself loses as many digits",
+            "export": f"the file's formula in {dtype} is the cause, such as {like}",
+            "runtime": f"{self.runtime_name} is the cause, not the file's formula in {dtype}",
         }[fault]
         if fault != "export":
             fix = "compute this layer in a wider dtype, by another operator or on another runtime"
@@ -275,19 +276,13 @@ class LayerCheck:
         for declared, kind, change in changes:
             problem = self._same(end, change(x)) if declared else None
             if problem is not None:
-                self._found(
-                    kind,
-                    "export",
-                    f"the file says that it takes any {kind}, and with another one {problem}",
-                    f"export with a dynamic {kind} (dynamic_shapes or dynamic_axes), and look for "
-                    "a Reshape with constants",
-                )
+                self.findings.append(baked_in(self.call.name, kind, problem))
 
     def _same(self, end: str, x: Tensor) -> str | None:
         """Describe a failure in float64 on an input of another shape; None where there is none."""
         try:
             wanted = self.region.truth(self.call.truth, x)
-        except (RuntimeError, ValueError):  # the layer itself has a fixed size
+        except (RuntimeError, ValueError):  # the layer has a fixed size
             return None
         try:
             (found,) = self.region.exact([end], x)
@@ -302,7 +297,7 @@ class LayerCheck:
 
 
 def _error(found: NDArray[Any], wanted: NDArray[Any], scale: float = 0.0) -> float:
-    """The largest difference, relative to the largest value or a scale; infinite for NaN."""
+    """Return the largest difference relative to the largest value or a scale, infinite for NaN."""
     if found.shape != wanted.shape:
         return float("inf")
     if not found.size:
