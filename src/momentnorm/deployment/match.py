@@ -55,7 +55,8 @@ def by_values(call: Call, values: dict[str, NDArray[Any]], share: float) -> Plac
 def by_order(call: Call, values: dict[str, NDArray[Any]], behind: str | None) -> Place | None:
     """Return the next tensor of the input's shape, or None.
 
-    It is for layers whose input has other values in the file. The search begins behind the tensor ``behind``, at which the layer before began.
+    It is for layers whose input has other values in the file. The search begins behind the tensor
+    ``behind``, at which the layer before began.
     """
     names = list(values)
     rest = names[names.index(behind) + 1 :] if behind in names else names
