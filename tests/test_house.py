@@ -27,7 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tiles": {"functional", "layers", "moments", "support"},
     "numpy": {"core", "functional"},
     "keras": {"functional"},
-    "deployment": {"core", "functional", "support"},
+    "deployment": {"core", "functional", "layers", "support"},
     "stylize": {"", "layers", "models", "support"},
     "studies": {"", "core", "functional", "layers", "stylize", "support"},
     "cli": {"support"},  # and the module of the command that runs

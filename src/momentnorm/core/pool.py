@@ -90,7 +90,8 @@ class Pool:
         mean, var = self._rectangles(mean), self._rectangles(var)
         pooled_mean = mean.mean((1, 3), keepdim=True)
         pooled_var = (var + (mean - pooled_mean).square()).mean((1, 3))
-        return pooled_mean.squeeze((1, 3)), pooled_var
+        # One dimension at a time: the TorchScript exporter of ONNX takes no others.
+        return pooled_mean.squeeze(3).squeeze(1), pooled_var
 
     def _rectangles(self, values: Tensor) -> Tensor:
         """(N, C) -> (N / samples, samples, C / channels, channels). A pool is axes 1 and 3."""

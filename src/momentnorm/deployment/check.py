@@ -1,4 +1,4 @@
-"""``momentnorm.export_check``: a model against the file that was exported from it."""
+"""``momentnorm.export_check``: compare a model with the file that was exported from it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .calls import Call, record
 from .graph import NORMALIZATIONS, Graph
 from .inputs import other_batch, other_size
-from .layers import Call, record
 from .match import Place, by_order, by_values, same_values
 from .one_layer import LayerCheck
-from .report import ExportReport, Finding, Row
+from .region import Region
+from .report import ExportReport, Finding, Row, baked_in
 from .runtimes import Runtime, reference, runner
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def export_check(
 
     Layers are matched by the values of their inputs. So any program may have written the file, with
     any names and any operators. Compared are torch's BatchNorm, InstanceNorm, GroupNorm, LayerNorm,
-    RMSNorm, and their subclasses here.
+    RMSNorm and their subclasses here, SwitchableNorm, BatchInstanceNorm2d, FilterResponseNorm2d,
+    EvoNorm and the parts of IBN.
 
     Args:
         model: the model, in the mode in which it is used. It is left as it was.
@@ -78,10 +80,9 @@ def export_check(
     inputs = example if isinstance(example, tuple) else (example,)
     graph = Graph(_loaded(file))
     feeds = _feeds(graph, inputs)
-    calls, skipped, outputs = record(model, inputs)
+    calls, outputs = record(model, inputs)
     comparison = _Comparison(graph, run, name, feeds)
     comparison.compare(calls)
-    comparison.rows += [Row(name, "not compared: called with more than x") for name in skipped]
     findings = comparison.findings
     if not findings:
         findings += _elsewhere(outputs, comparison.results)
@@ -91,34 +92,40 @@ def export_check(
 
 
 class _Comparison:
-    """A file against the calls of a model's layers, one after the other.
+    """Comparison of the calls of a model's layers with a file, one after the other.
 
-    Where a layer differs, the file goes on with the model's values, so that the layers behind it
-    are recognized, and judged by themselves.
+    After a layer that differs, the file runs on with the model's values. So the layers behind it
+    are recognized, and one defect is one finding.
     """
 
     def __init__(self, graph: Graph, run: Runtime, name: str, feeds: Arrays) -> None:
         self.graph, self.run, self.name, self.feeds = graph, run, name, feeds
         self.starts = graph.starts()
+        #: Tensors whose values on the example are kept.
+        self.exposed = list(dict.fromkeys([*self.starts, *graph.operands()]))
         self.findings: list[Finding] = []
         self.rows: list[Row] = []
         self.fixed: Arrays = {}
         self.regions: list[tuple[str, str]] = []
         self.values: Arrays = {}
-        #: The outputs of the file as it is.
-        self.results = self._run(self.starts)
+        #: Outputs of the unchanged file.
+        self.results = self._run(self.exposed)
 
     def compare(self, calls: list[Call]) -> None:
-        """Fill the rows and the findings."""
+        """Compare every call, and fill the rows and the findings."""
         behind = None
         for i, call in enumerate(calls):
-            starting = {n: self.values[n] for n in self.starts if n in self.values}
+            starting = {
+                name: self.values[name]
+                for name in self.starts
+                if name in self.values and self.values[name].dtype.kind == "f"
+            }
             place = by_values(call, starting, i / len(calls))
             folded = None if place is not None else self._folded(call)
             if folded is not None:
                 self.rows.append(folded)
                 continue
-            if place is None and not call.frozen:  # those may be folded, or anywhere
+            if place is None and not call.frozen:  # a frozen layer may be folded
                 place = by_order(call, starting, behind)
             if place is None:
                 self.rows.append(Row(call.name))
@@ -128,10 +135,11 @@ class _Comparison:
             self._compare_one(call, place)
 
     def _compare_one(self, call: Call, place: Place) -> None:
-        check = LayerCheck(call, place, self.graph, self.values, self.run, self.name)
+        region = Region(call, place, self.graph, self.values)
+        check = LayerCheck(region, self.run, self.name)
         check.check()
-        if check.findings and call.frozen:
-            # Its input may look like its output: a layer that changes little, folded.
+        if check.findings and call.frozen and check.row.operator != "BatchNormalization":
+            # A folded layer that changes little: its output in the file looks like its input.
             folded = self._folded(call, 1e-4)
             if folded is not None:
                 self.rows.append(folded)
@@ -142,12 +150,11 @@ class _Comparison:
         if end:
             self.regions.append((place.start, end))
         if end and check.findings:
-            kind = self.values[place.start].dtype
-            self.fixed[end] = place.from_model(call.output).astype(kind)
-            self._run(self.starts)
+            self.fixed[end] = place.from_model(call.output).astype(region.dtype_of(end))
+            self._run(self.exposed)
 
     def _run(self, names: list[str]) -> list[NDArray[Any]]:
-        """Run the file on the example, keep these tensors as values, and return its outputs."""
+        """Run the file on the example, keep the values of these tensors, and return its outputs."""
         model = self.graph.exposing(names, self.fixed)
         try:
             found = list(self.run(model, self.feeds))
@@ -167,13 +174,13 @@ class _Comparison:
         return found[: len(self.graph.model.graph.output)]
 
     def _folded(self, call: Call, tolerance: float = 5e-3) -> Row | None:
-        """Return a row for a layer that is folded: the file has its output, and not its input."""
+        """Return a row for a layer whose output is a tensor of the file, and whose input is not."""
         nodes = self.graph.nodes
         names = [n for node in nodes for n in node.output if n and n not in self.graph.constants]
         model = self.graph.exposing(names, self.fixed)
         try:
             found = self.run(model, self.feeds)
-        except Exception:  # a tensor that cannot be an output: nothing can be said
+        except Exception:  # a tensor of the file that cannot be an output
             return None
         keys = [value.name for value in model.graph.output]
         output = same_values(call, dict(zip(keys, found, strict=True)), tolerance)
@@ -181,10 +188,11 @@ class _Comparison:
             return None
         producer = self.graph.producer.get(output)
         operator = "a constant" if producer is None else nodes[producer].op_type
-        return Row(call.name, f"folded into {operator}", output=output)
+        how = "folded into" if call.frozen else "compared on the example alone:"
+        return Row(call.name, f"{how} {operator}", output=output)
 
     def others(self) -> tuple[str, ...]:
-        """Outputs of the file's normalizing operators that are no part of a compared layer."""
+        """Outputs of the file's normalizing operators that belong to no compared layer."""
         covered: set[int] = set()
         for start, end in self.regions:
             covered.update(self.graph.region(start, [end])[0])
@@ -233,7 +241,7 @@ def _loaded(file: Any) -> onnx.ModelProto:
 
 
 def _feeds(graph: Graph, inputs: tuple[Any, ...]) -> Arrays:
-    """The example's tensors as the inputs of the file."""
+    """Return the example's tensors by the names of the file's inputs."""
     tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     if len(tensors) != len(graph.inputs):
         raise ValueError(
@@ -261,8 +269,8 @@ def _other_shapes(
             continue
         changed = tree_map_only(Tensor, change, inputs)
         try:
-            _, _, outputs = record(model, changed)
-        except (RuntimeError, ValueError, IndexError):  # the model itself has a fixed size
+            _, outputs = record(model, changed)
+        except (RuntimeError, ValueError, IndexError):  # the model has a fixed size
             continue
         try:
             found = list(run(graph.model, _feeds(graph, changed)))
@@ -272,21 +280,12 @@ def _other_shapes(
             if not _elsewhere(outputs, found):
                 continue
             problem = "its outputs differ from the model's"
-        findings.append(
-            Finding(
-                "",
-                kind,
-                "export",
-                f"the file says that it takes any {kind}, and with another one {problem}",
-                f"export with a dynamic {kind} (dynamic_shapes or dynamic_axes), and look for a "
-                "Reshape with constants",
-            )
-        )
+        findings.append(baked_in("", kind, problem))
     return findings
 
 
 def _elsewhere(outputs: Any, results: list[NDArray[Any]]) -> list[Finding]:
-    """Compare the outputs of the model and of the file, where every layer agrees."""
+    """Compare the outputs of the model and of the file after all layers agree."""
     tensors = [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor)]
     for i, (tensor, found) in enumerate(zip(tensors, results, strict=False)):
         wanted = tensor.detach().cpu().double()

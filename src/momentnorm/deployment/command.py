@@ -48,12 +48,14 @@ def _compare(argv: Sequence[str]) -> int:
         action="append",
         help="shape of a random input; once for each input; default: the file's own shapes",
     )
-    parser.add_argument("--train", action="store_true", help="leave the model's mode as it is")
+    parser.add_argument(
+        "--train", action="store_true", help="keep the model's own mode; default: evaluation"
+    )
     parser.add_argument(
         "--runtime",
         choices=("onnxruntime", "openvino", "reference"),
         default="onnxruntime",
-        help="what runs the file; default onnxruntime",
+        help="program that runs the file; default onnxruntime",
     )
     parser.add_argument("--table", action="store_true", help="print a line for each layer too")
     given = parser.parse_args(argv)
@@ -73,7 +75,7 @@ def _compare(argv: Sequence[str]) -> int:
 
 
 def _model(where: str) -> tuple[nn.Module, Any]:
-    """The model that an argument WHERE:NAME names, and its example if it has one.
+    """Return the model that WHERE:NAME names, and its example or None.
 
     Raises:
         ValueError: there is no such file, module or name, or it is no model.
@@ -113,7 +115,7 @@ def _module(place: str) -> Any:
 
 
 def _random(file: str, shapes: list[str] | None) -> tuple[torch.Tensor, ...]:
-    """Random inputs of these shapes, or of those that the file declares."""
+    """Return random inputs of these shapes, or of those that the file declares."""
     sizes = [_sizes(shape) for shape in shapes] if shapes else _declared(file)
     generator = torch.Generator().manual_seed(0)
     return tuple(torch.randn(shape, generator=generator) for shape in sizes)

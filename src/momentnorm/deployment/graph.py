@@ -88,9 +88,6 @@ SHAPES = {
 #: Operators that normalizations and activations are made of. All others end a region.
 _LIGHT = NORMALIZATIONS | REDUCTIONS | VIEWS | _ARITHMETIC | SHAPES | {"Dropout"}
 
-#: The most operators that one normalization is looked for in.
-_REGION = 48
-
 _FLOATS = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
 
 
@@ -118,7 +115,7 @@ class Graph:
         for i, node in enumerate(self.nodes):
             for name in node.input:
                 self.consumers[name].append(i)
-            if node.op_type in _LIGHT and all(not n or n in self.constants for n in node.input):
+            if _folds(node) and all(not n or n in self.constants for n in node.input):
                 self.constants.update(node.output)
 
     def dynamic(self) -> tuple[bool, bool]:
@@ -146,17 +143,41 @@ class Graph:
                 found[name] = None
                 while (producer := self.producer.get(name)) is not None:
                     before = self.nodes[producer]
-                    if before.op_type not in VIEWS | _POWERS:
+                    if before.op_type not in VIEWS | _POWERS | {"Where"}:
                         break
-                    name = before.input[0]
+                    # Where(mask, x, 0) begins the statistics of a layer that is called with a mask.
+                    choices = before.input[1:] if before.op_type == "Where" else before.input[:1]
+                    name = next((n for n in choices if n not in self.constants), "")
+                    if not name:
+                        break
                     found[name] = None
         return [name for name in found if name not in self.constants]
 
-    def reach(self, start: str) -> list[str]:
-        """Names of tensors that are computed from this one by light operators, nearest first."""
+    def operands(self) -> list[str]:
+        """Names of the tensors that a residual or a mask may be, in the file's order."""
+        found: dict[str, None] = {}
+        for node in self.nodes:
+            data = [name for name in node.input if name and name not in self.constants]
+            if node.op_type in _ARITHMETIC and len(data) > 1:
+                found.update(dict.fromkeys(data))
+        return list(found)
+
+    def cast(self, name: str) -> str | None:
+        """Return the input of the Cast that makes this tensor, or None where none does."""
+        producer = self.producer.get(name)
+        if producer is None or self.nodes[producer].op_type not in {"Cast", "CastLike", "Identity"}:
+            return None
+        source: str = self.nodes[producer].input[0]
+        return source
+
+    def reach(self, start: str, most: int) -> list[str]:
+        """Names of tensors that light operators compute from this one, nearest first.
+
+        At most this number of operators is visited.
+        """
         found, queue, visited = [], [start], 0
         seen = {start}
-        while queue and visited < _REGION:
+        while queue and visited < most:
             for i in self.consumers[queue.pop(0)]:
                 node = self.nodes[i]
                 if node.op_type not in _LIGHT:
@@ -177,7 +198,8 @@ class Graph:
             if not name or name == start or name in self.initializers:
                 continue
             producer = self.producer.get(name)
-            if producer is None or self.nodes[producer].op_type not in _LIGHT:
+            heavy = producer is None or self.nodes[producer].op_type not in _LIGHT
+            if producer is None or (heavy and name not in self.constants):
                 borrowed.add(name)
             elif producer not in inside:
                 inside.add(producer)
@@ -261,6 +283,12 @@ class Graph:
             return int(self.constant(name).size)
         except Exception:  # an operator that the evaluator does not know
             return 0
+
+
+def _folds(node: onnx.NodeProto) -> bool:
+    """Tell whether constant inputs make the operator's outputs constant."""
+    random = node.op_type.startswith("Random") or node.op_type in {"Bernoulli", "Multinomial"}
+    return not random and all(a.type != onnx.AttributeProto.GRAPH for a in node.attribute)
 
 
 def in_float64(model: onnx.ModelProto) -> onnx.ModelProto:

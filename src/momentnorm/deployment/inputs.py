@@ -1,4 +1,4 @@
-"""Hostile inputs: a careless normalization fails on them, a careful one does not."""
+"""Hostile inputs: formulas such as E[x^2] - E[x]^2 lose digits on them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from .layers import Call
+    from .calls import Call
 
 #: The largest number of elements of a hostile input.
 _MOST = 1 << 24
 
-#: Elements of a plane whose sums of squares leave float16, whose largest number is 65,504.
+#: Height and width of a plane whose sum of squares exceeds 65,504, the largest float16.
 _LARGE = (256, 258)
 
 
 def probe(call: Call) -> Tensor:
-    """Return an input whose variances lie around the layer's eps, so that eps shows."""
+    """Return an input with variances around the layer's eps, so that eps changes the output."""
     x = call.input.double()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
@@ -32,7 +32,7 @@ def probe(call: Call) -> Tensor:
 def hostile(
     call: Call, dtype: np.dtype[np.generic], any_size: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield names and inputs on which careless arithmetic in this dtype fails."""
+    """Yield names and inputs on which inexact arithmetic in this dtype fails."""
     yield "own input", call.input.double()
     if call.frozen:
         return
@@ -56,12 +56,12 @@ def hostile(
 
 
 def other_batch(x: Tensor) -> Tensor:
-    """The input with one sample more."""
+    """Return the input with one sample more."""
     return torch.cat((x, x[:1].flip(-1)))
 
 
 def other_size(x: Tensor) -> Tensor:
-    """The input with one element more along each spatial dimension."""
+    """Return the input with one element more along each spatial dimension."""
     for dim in range(2, x.dim()):
         x = torch.cat((x, x.narrow(dim, 0, 1) + 0.5), dim)
     return x

@@ -1,4 +1,4 @@
-"""Match the inputs of a model's layers with tensors of a file."""
+"""Search a file for the tensors that are the inputs of a model's layers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from .layers import Call
+    from .calls import Call
 
 #: Inputs that differ by more, relative to their root mean square, are not matched by their values.
 _NEAR = 0.1
+
+#: Smaller distances are rounding, and say nothing about which of two tensors is the nearer.
+_EQUAL = 1e-6
 
 
 class Place(NamedTuple):
@@ -23,33 +26,37 @@ class Place(NamedTuple):
     channels_last: bool
 
     def from_model(self, x: Tensor) -> NDArray[Any]:
-        """The values of a tensor of the model as the file has them."""
+        """Return the values of a tensor of the model in the file's axis order."""
         moved = x.movedim(1, -1) if self.channels_last else x
         array: NDArray[Any] = moved.numpy(force=True)
         return np.ascontiguousarray(array)
 
 
 def by_values(call: Call, values: dict[str, NDArray[Any]], share: float) -> Place | None:
-    """The tensor that has the values of the call's input on the example, if there is one.
+    """Return the tensor whose values on the example are the call's input, or None.
 
     Args:
         call: the call.
         values: of the tensors that may be a start, on the example, in the file's order.
-        share: how far into the model the call is, from 0 to 1; it decides between equals.
+        share: the position of the call in the model, from 0 to 1. It decides between tensors of
+            equal values.
     """
     order = {name: i for i, name in enumerate(values)}
-    options = [
-        (distance, abs(order[place.start] - share * len(values)), place)
-        for place, distance in _distances(call, values)
-        if distance < _NEAR
-    ]
-    return min(options)[2] if options else None
+    options = []
+    for place, distance in _distances(call, values):
+        if distance < _NEAR:
+            # A Cast to a wider dtype has equal values: the narrower one is the layer's input.
+            width = values[place.start].dtype.itemsize
+            position = abs(order[place.start] - share * len(values))
+            options.append((max(distance, _EQUAL), width, position, place))
+    return min(options)[3] if options else None
 
 
 def by_order(call: Call, values: dict[str, NDArray[Any]], behind: str | None) -> Place | None:
-    """The next tensor of the shape of the call's input, behind that of the layer before it.
+    """Return the next tensor of the input's shape, or None.
 
-    It serves a layer whose input has other values in the file.
+    It is for layers whose input has other values in the file. The search begins behind the tensor
+    ``behind``, at which the layer before began.
     """
     names = list(values)
     rest = names[names.index(behind) + 1 :] if behind in names else names
@@ -74,7 +81,7 @@ def _distances(call: Call, values: dict[str, NDArray[Any]]) -> list[tuple[Place,
 
 
 def same_values(call: Call, values: dict[str, NDArray[Any]], tolerance: float) -> str | None:
-    """The name of a tensor that holds the layer's output, if there is one."""
+    """Return the name of a tensor that holds the layer's output, or None."""
     for last in (False, True):
         if last and call.output.dim() < 3:
             continue

@@ -21,6 +21,7 @@ KINDS = {
     "elsewhere": "the normalization layers agree, and the outputs of the model do not",
     "eps": "another eps than the layer's",
     "groups": "another number of groups than the layer's",
+    "operand": "a residual, a mask or lengths of the call are missing",
     "missing": "a layer of the model that is not in the file",
     "overflow": "infinity or NaN on a finite input",
     "runs": "the runtime does not run the file",
@@ -51,14 +52,32 @@ class Finding:
     fix: str
 
 
+def baked_in(layer: str, kind: str, problem: str) -> Finding:
+    """Return the finding of a layer, or "" for the model, that holds the example's batch or size.
+
+    Args:
+        layer: as in :class:`Finding`.
+        kind: "batch" or "size".
+        problem: a clause that says how the file fails with another one.
+    """
+    return Finding(
+        layer,
+        kind,
+        "export",
+        f"the file says that it takes any {kind}, and with another one {problem}",
+        f"export with a dynamic {kind} (dynamic_shapes or dynamic_axes), and look for a Reshape "
+        "with constants",
+    )
+
+
 @dataclass
 class Row:
     """One call of a normalization layer, and its part of the file.
 
     Args:
         layer: the name of the layer in the model.
-        operator: the operators of ONNX that compute it, or why it was not compared; "" where it is
-            missing in the file.
+        operator: the operators of ONNX that compute it, or how it was compared without them; ""
+            where it is missing in the file.
         scale: the shape of the operator's scale.
         eps: the eps of the operator; None where it is a number among others.
         output: the name of its output in the file.
@@ -99,12 +118,12 @@ class ExportReport:
         return len(self.findings)
 
     def __bool__(self) -> bool:
-        """As :attr:`ok`."""
+        """Equal to :attr:`ok`."""
         return self.ok
 
     @property
     def ok(self) -> bool:
-        """True where there is no finding."""
+        """True without a finding."""
         return not self.findings
 
     def of(self, kind: str) -> tuple[Finding, ...]:

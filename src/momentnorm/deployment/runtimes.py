@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Arrays: TypeAlias = dict[str, NDArray[Any]]
 
-#: Runs a model on arrays by input name; the outputs, in the model's order.
+#: Function of a model and its input arrays by name that returns the outputs in the model's order.
 Runtime: TypeAlias = Callable[["onnx.ModelProto", "Arrays"], "Sequence[NDArray[Any]]"]
 
 
@@ -55,7 +55,7 @@ def _onnxruntime(model: onnx.ModelProto, inputs: Arrays) -> Sequence[NDArray[Any
 def _openvino(model: onnx.ModelProto, inputs: Arrays) -> Sequence[NDArray[Any]]:
     module: Any = importlib.import_module("openvino")
     core = module.Core()
-    # Its default on some processors is bfloat16, which is no matter of the file.
+    # OpenVINO computes in bfloat16 on some processors by default, which loses digits.
     compiled = core.compile_model(
         core.read_model(model.SerializeToString(), b""), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )

@@ -1,12 +1,12 @@
-"""Keras 3 layers on the kernels, and a door for models of TensorFlow Addons.
+"""Keras 3 layers on the kernels, and loading of models of TensorFlow Addons.
 
 :class:`GroupNormalization`, :class:`LayerNormalization` and :class:`BatchNormalization` are
 subclasses of Keras' own: same constructor, weights and ``get_config``.
 :class:`InstanceNormalization` is ``GroupNormalization(groups=-1)`` under the name that it has in
 TensorFlow Addons.
 
-The kernels serve where Keras runs on torch (``KERAS_BACKEND=torch``). With another backend, and for
-what no kernel takes, each layer does Keras' own computation.
+The kernels are used where Keras runs on torch (``KERAS_BACKEND=torch``). With another backend, and
+for inputs that the kernels do not take, each layer uses Keras' own computation.
 """
 
 from importlib.util import find_spec

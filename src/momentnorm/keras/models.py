@@ -1,4 +1,4 @@
-"""Models that are already there: their layers' classes, and files of TensorFlow Addons."""
+"""Existing models: exchange of layer classes, and files of TensorFlow Addons."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .layers import (
     LayerNormalization,
 )
 
-#: Each class of Keras, and ours.
+#: Classes of Keras, and the subclasses here.
 _PAIRS = {
     keras.layers.GroupNormalization: GroupNormalization,
     keras.layers.LayerNormalization: LayerNormalization,
@@ -95,7 +95,7 @@ _BASE = {"name", "trainable", "dtype", "batch_input_shape"}
 
 
 class _AddonsGroupNormalization:
-    """Stands for ``Addons>GroupNormalization`` while a file is read, and makes our layer."""
+    """Placeholder of ``Addons>GroupNormalization`` for Keras' loader. It makes our layer."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
@@ -104,7 +104,7 @@ class _AddonsGroupNormalization:
 
 
 class _AddonsInstanceNormalization:
-    """Stands for ``Addons>InstanceNormalization`` while a file is read, and makes our layer."""
+    """Placeholder of ``Addons>InstanceNormalization`` for Keras' loader. It makes our layer."""
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:

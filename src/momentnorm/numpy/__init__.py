@@ -121,8 +121,8 @@ def batch_norm(
         gamma, beta: as in :func:`instance_norm`.
         running_mean, running_var: arrays (C,). In training they are updated in place, by
             ``running += momentum * (batch - running)``, with the unbiased variance of the batch.
-        training: use the statistics of the batch. By default that is done where there are no
-            running statistics.
+        training: whether the statistics of the batch are used. By default True without running
+            statistics, and False with them.
         momentum: the share of this batch in the new running statistics.
         axis, eps: as in :func:`instance_norm`.
 
@@ -224,7 +224,7 @@ def layer_norm(
         x: an array of any shape.
         gamma, beta: arrays that broadcast to x, or None for 1 and 0. An array with the shape of the
             normalized axes, (C, H, W) say, lies along these.
-        axis: the normalized axes, here not those of channels. By default all but the first.
+        axis: the normalized axes, not the axis of the channels. By default all but the first.
         eps: the number that is added to the variance.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Arrays as tensors and back, and the errors of arrays that do not fit."""
+"""Conversion of arrays to tensors and back, with NumPy's errors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     Array: TypeAlias = NDArray[np.floating[Any]]
-    #: An array, what NumPy makes one of, or an object with ``__dlpack__``.
+    #: An array, a nested list or a number, or an object with ``__dlpack__``.
     Input: TypeAlias = ArrayLike | Tensor | Any
 
 _FLOATS = (torch.float32, torch.float64, torch.float16)
@@ -55,6 +55,7 @@ def parameter_dtype(x: Tensor) -> torch.dtype:
 
 
 def product(values: Tensor, axes: list[int]) -> int:
+    """Return the number of elements along these axes."""
     return torch.Size([values.shape[i] for i in axes]).numel()
 
 
@@ -95,11 +96,17 @@ def _no_float(name: str, dtype: str) -> TypeError:
 
 
 def array(values: Tensor) -> Array:
-    array: Array = values.cpu().numpy()
-    return array
+    """Return a tensor as an array, without a copy on the CPU."""
+    found: Array = values.cpu().numpy()
+    return found
 
 
 def checked_axis(axis: int, ndim: int) -> int:
+    """Return an axis counted from the front.
+
+    Raises:
+        numpy.exceptions.AxisError: an array of ``ndim`` axes does not have it.
+    """
     if not -ndim <= axis < ndim:
         raise np.exceptions.AxisError(axis, ndim)
     return axis % ndim
@@ -149,6 +156,7 @@ def running(name: str, values: Array, channels: int) -> Tensor:
 
 
 def proportions(name: str, operand: Input) -> Tensor:
+    """Return the proportions of plane, sample and batch as a tensor (3,)."""
     values = tensor(name, operand)
     if values.shape != (3,):
         raise ValueError(
