@@ -1,0 +1,53 @@
+"""Style pictures drawn by code: free of anybody's rights, and the same on every machine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StylizeError
+from . import cut, painted, printed, wet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .pieces import Array
+
+
+class Artwork(NamedTuple):
+    draw: Callable[[int], Array]
+    title: str
+
+
+ARTWORKS: dict[str, Artwork] = {
+    "mosaic": Artwork(cut.mosaic, "stained-glass mosaic (Voronoi cells)"),
+    "swirl": Artwork(painted.swirl, "night sky of thick brush strokes around whirls"),
+    "woodcut": Artwork(printed.woodcut, "woodcut in black and red ink (bent hatching)"),
+    "dabs": Artwork(painted.dabs, "pointillist dabs of pure colour"),
+    "knife": Artwork(painted.knife, "slabs of the palette knife, orange and violet"),
+    "meadow": Artwork(painted.meadow, "impressionist garden in broken strokes"),
+    "wave": Artwork(printed.wave, "Japanese woodblock waves, indigo on cream"),
+    "engraving": Artwork(printed.engraving, "copper engraving, crossing sepia lines"),
+    "poster": Artwork(printed.poster, "comic poster, bold outlines and flat colour"),
+    "cutouts": Artwork(cut.cutouts, "cut paper on panels of strong colour"),
+    "cubist": Artwork(cut.cubist, "cubist facets in ochre and slate"),
+    "geometry": Artwork(cut.geometry, "Bauhaus circles, bars and triangles"),
+    "crystal": Artwork(cut.crystal, "splinters of ice and amethyst"),
+    "watercolour": Artwork(wet.watercolour, "transparent washes on rough paper"),
+    "ink": Artwork(wet.ink, "black ink on rice paper with red seals"),
+    "marbling": Artwork(wet.marbling, "marbled paper, combed bands"),
+    "gilded": Artwork(wet.gilded, "gold leaf with spirals and small tiles"),
+    "neon": Artwork(wet.neon, "glowing contours in the dark"),
+}
+
+
+def draw(name: str, size: int = 512) -> NDArray[np.uint8]:
+    """The style picture of this name, (size, size, 3)."""
+    if name not in ARTWORKS:
+        raise StylizeError(
+            f"no style picture is named {name!r}: choose one of {', '.join(ARTWORKS)}"
+        )
+    picture = np.clip(ARTWORKS[name].draw(size), 0, 1)
+    return np.rint(picture * 255).astype(np.uint8)
