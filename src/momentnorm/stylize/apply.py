@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,9 @@ from .errors import StylizeError
 from .features import luminance
 from .network import STRIDE, Network
 from .styles import Style
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 #: Pixels reflected beyond each edge, so that the picture's edge is far from the network's.
 MARGIN = 16
@@ -52,7 +57,7 @@ def stylize(
     _check_memory(network, batch)
     try:
         with torch.inference_mode():
-            picture = _through(network, batch)
+            picture = through(network, batch)
             if keep_color:
                 # Adding the change of luminance to every channel leaves the differences between
                 # them, and so the chroma, as they were.
@@ -72,7 +77,8 @@ def _out_of_memory(height: int, width: int, factor: float = 0.5) -> str:
     return f"not enough memory for {width}x{height} pixels; make it smaller with --size {size}"
 
 
-def _through(network: Network, batch: Tensor) -> Tensor:
+def through(network: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """Run a network of stride 4 on (N, 3, H, W), with a reflected margin that is cut off."""
     height, width = batch.shape[-2:]
     rows = reflected(height, MARGIN, MARGIN + -height % STRIDE).to(batch.device)
     columns = reflected(width, MARGIN, MARGIN + -width % STRIDE).to(batch.device)

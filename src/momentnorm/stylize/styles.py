@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import StylizeError, one_line
 from .images import whole_file
@@ -105,7 +105,7 @@ def load_style(name_or_path: str | Path) -> Style:
     )
 
 
-def load_tensors(network: Network, tensors: dict[str, Tensor], path: Path) -> None:
+def load_tensors(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     """Fill a network from a file's tensors, which must be exactly its own and finite."""
     expected = network.state_dict()
     for key, value in _in_both(expected, tensors, path):

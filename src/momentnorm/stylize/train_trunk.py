@@ -1,0 +1,171 @@
+"""Train the bundled trunk: ``python -m momentnorm.stylize.train_trunk CHECKPOINT``.
+
+Run again with the same file, it goes on where it stopped. ``--sheet`` writes the contact sheet of a
+checkpoint, ``--export`` its trunk and styles as files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import signal
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .artworks import ARTWORKS, draw
+from .efficientnet import load_efficientnet
+from .errors import StylizeError
+from .images import SKIMAGE_PHOTOS, read_photo, to_image, to_tensor
+from .objective import scaled
+from .trunk import TrunkShape
+from .trunk_training import TrunkSettings, TrunkTraining, paint
+
+#: Photographs that no training sees, so that the eye can judge on them.
+HELD_OUT = ("astronaut", "coffee")
+#: Photographs inside other wheels.
+ELSEWHERE = (
+    ("sklearn", "datasets/images/china.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+    ("skimage", "data/motorcycle_left.png"),
+    ("skimage", "data/color.png"),
+)
+SHOWN = ("astronaut", "coffee", "chelsea", "rocket")
+
+
+def photographs() -> list[str]:
+    """Files of the photographs to train on, some of them more than once.
+
+    Raises:
+        StylizeError: a package that carries some is not installed.
+    """
+    found = [f"skimage:{name}" for name in SKIMAGE_PHOTOS if name not in HELD_OUT]
+    for package, name in ELSEWHERE:
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            raise StylizeError(f"the photographs of {package} are missing: pip install {package}")
+        found.append(str(Path(spec.origin).parent / name))
+    # Scenes teach more than a plane of gravel does.
+    scenes = [file for file in found if Path(file).name in _SCENES or file.startswith(_SCENES)]
+    return found + 2 * scenes
+
+
+_SCENES = (
+    "skimage:chelsea",
+    "skimage:rocket",
+    "skimage:camera",
+    "china.jpg",
+    "flower.jpg",
+    "grace_hopper.jpg",
+    "motorcycle_left.png",
+)
+
+
+def build(options: argparse.Namespace) -> TrunkTraining:
+    settings = TrunkSettings(
+        steps=options.steps,
+        batch=options.batch,
+        size=options.size,
+        lr=options.lr,
+        style_lr=5 * options.lr,
+        content_weight=options.content,
+    )
+    pictures = {
+        name: to_tensor(draw(name, settings.style_size)) for name in options.only or ARTWORKS
+    }
+    weights = dict(pair.split("=") for pair in options.weight)
+    return TrunkTraining(
+        pictures,
+        photographs(),
+        load_efficientnet(),
+        TrunkShape(),
+        settings,
+        {name: float(value) for name, value in weights.items()},
+    )
+
+
+def run(training: TrunkTraining, checkpoint: Path, every: float) -> None:
+    """Train to the last step; a line of losses and a checkpoint every so many seconds."""
+    saved = time.monotonic()
+    sums = torch.zeros(2, len(training.names))
+    counts = torch.zeros(len(training.names))
+    start, first = time.monotonic(), training.done
+    while training.done < training.settings.steps:
+        losses = training.step()
+        sums[0].index_add_(0, losses["labels"], losses["style"])
+        sums[1].index_add_(0, losses["labels"], losses["content"])
+        counts.index_add_(0, losses["labels"], torch.ones(len(losses["labels"])))
+        if training.done % 50 == 0:
+            means = (sums / counts.clamp_min(1)).tolist()
+            each = " ".join(
+                f"{name}:{style:.2f}/{content:.2f}"
+                for name, style, content in zip(training.names, *means, strict=True)
+            )
+            pace = (time.monotonic() - start) / (training.done - first)
+            print(
+                f"{training.done} {pace:.2f}s {sum(means[0]) / len(means[0]):.3f} {each}",
+                flush=True,
+            )
+            sums.zero_()
+            counts.zero_()
+        if time.monotonic() - saved > every:
+            training.save(checkpoint)
+            saved = time.monotonic()
+    training.save(checkpoint)
+
+
+def sheet(training: TrunkTraining, path: Path, size: int, names: list[str]) -> None:
+    """Write rows of styles; columns are the style picture and photographs in that style."""
+    shown = [scaled(read_photo(f"skimage:{name}").rgb, size) for name in SHOWN]
+    rows = []
+    for name in names:
+        style = training.styles[training.names.index(name)].detach()
+        cells = [to_tensor(draw(name, size))]
+        cells += [paint(training.trunk, photo, style) for photo in shown]
+        rows.append(torch.cat([_framed(cell, size) for cell in cells], 2))
+    to_image(torch.cat(rows, 1)).save(path)
+
+
+def _framed(image: Tensor, size: int) -> Tensor:
+    """(3, H, W) in the middle of a white (3, size, size)."""
+    frame = torch.ones(3, size, size)
+    top, left = (size - image.shape[1]) // 2, (size - image.shape[2]) // 2
+    frame[:, top : top + image.shape[1], left : left + image.shape[2]] = image
+    return frame
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--content", type=float, default=2.0)
+    parser.add_argument("--weight", action="append", default=[], metavar="STYLE=CONTENT")
+    parser.add_argument("--only", nargs="+", metavar="STYLE")
+    parser.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--sheet-size", type=int, default=256)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    training = build(options)
+    if options.checkpoint.exists():
+        training.load(options.checkpoint)
+    if options.sheet is not None:
+        sheet(training, options.sheet, options.sheet_size, training.names)
+        return
+    # A request to end is treated as Ctrl-C: the last steps are saved.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(training, options.checkpoint, options.every)
+    except KeyboardInterrupt:
+        training.save(options.checkpoint)
+
+
+if __name__ == "__main__":
+    main()
