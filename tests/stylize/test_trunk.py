@@ -45,7 +45,8 @@ def by_definition(trunk: Trunk, image: Tensor, style: Tensor) -> Tensor:
         weight, bias = take(x.shape[1]), take(x.shape[1])
         return F.instance_norm(x, weight=weight, bias=bias)
 
-    x = F.relu(norm(F.conv2d(image, trunk.enter.weight, stride=2, padding=4)))
+    wide = F.pad(image, [4] * 4, mode="reflect")
+    x = F.relu(norm(F.conv2d(wide, trunk.enter.weight, stride=2)))
     x = F.relu(norm(F.conv2d(x, trunk.down.weight, stride=2, padding=1)))
     for first, second in zip(trunk.residual[::2], trunk.residual[1::2], strict=True):
         y = F.relu(norm(F.conv2d(x, first.weight, padding=1)))
@@ -61,6 +62,13 @@ def test_trunk_is_its_definition():
     trunk, (style,) = small_trunk().double(), random_styles(1).double()
     image = torch.rand(2, 3, 16, 24, dtype=torch.float64)
     torch.testing.assert_close(trunk(image, style), by_definition(trunk, image, style))
+
+
+def test_trunk_does_not_see_brightness_and_contrast():
+    trunk, (style,) = small_trunk().double(), random_styles(1).double()
+    image = 100 * torch.rand(1, 3, 16, 16, dtype=torch.float64)  # beside which eps is small
+    found = trunk(0.5 * image + 30, style)
+    torch.testing.assert_close(found, trunk(image, style), rtol=0, atol=1e-6)
 
 
 def test_each_sample_may_have_a_style_of_its_own():

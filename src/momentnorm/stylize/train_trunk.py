@@ -18,9 +18,10 @@ from torch import Tensor
 from .artworks import ARTWORKS, draw
 from .efficientnet import load_efficientnet
 from .errors import StylizeError
-from .images import SKIMAGE_PHOTOS, read_photo, to_image, to_tensor
+from .images import SKIMAGE_PHOTOS, make_folder, read_photo, to_image, to_tensor
 from .objective import scaled
 from .trunk import TrunkShape
+from .trunk_files import TRUNK_FILE, TrunkStyle, save_trunk, save_trunk_style, trunk_identity
 from .trunk_training import TrunkSettings, TrunkTraining, paint
 
 #: Photographs that no training sees, so that the eye can judge on them.
@@ -33,6 +34,8 @@ ELSEWHERE = (
     ("skimage", "data/motorcycle_left.png"),
     ("skimage", "data/color.png"),
 )
+#: Losses in the lines of a training, in this order.
+SHOWN_LOSSES = ("style", "content", "palette")
 SHOWN = ("astronaut", "coffee", "chelsea", "rocket")
 
 
@@ -65,6 +68,7 @@ _SCENES = (
 
 
 def build(options: argparse.Namespace) -> TrunkTraining:
+    """The training that the options describe, at its first step."""
     settings = TrunkSettings(
         steps=options.steps,
         batch=options.batch,
@@ -73,9 +77,10 @@ def build(options: argparse.Namespace) -> TrunkTraining:
         style_lr=5 * options.lr,
         content_weight=options.content,
     )
-    pictures = {
-        name: to_tensor(draw(name, settings.style_size)) for name in options.only or ARTWORKS
-    }
+    names = options.only
+    if names is None and options.checkpoint.exists():
+        names = torch.load(options.checkpoint, weights_only=True)["names"]
+    pictures = {name: to_tensor(draw(name, ARTWORKS[name].seen)) for name in names or ARTWORKS}
     weights = dict(pair.split("=") for pair in options.weight)
     return TrunkTraining(
         pictures,
@@ -90,19 +95,19 @@ def build(options: argparse.Namespace) -> TrunkTraining:
 def run(training: TrunkTraining, checkpoint: Path, every: float) -> None:
     """Train to the last step; a line of losses and a checkpoint every so many seconds."""
     saved = time.monotonic()
-    sums = torch.zeros(2, len(training.names))
+    sums = torch.zeros(len(SHOWN_LOSSES), len(training.names))
     counts = torch.zeros(len(training.names))
     start, first = time.monotonic(), training.done
     while training.done < training.settings.steps:
         losses = training.step()
-        sums[0].index_add_(0, losses["labels"], losses["style"])
-        sums[1].index_add_(0, losses["labels"], losses["content"])
+        for row, name in zip(sums, SHOWN_LOSSES, strict=True):
+            row.index_add_(0, losses["labels"], losses[name])
         counts.index_add_(0, losses["labels"], torch.ones(len(losses["labels"])))
         if training.done % 50 == 0:
             means = (sums / counts.clamp_min(1)).tolist()
             each = " ".join(
-                f"{name}:{style:.2f}/{content:.2f}"
-                for name, style, content in zip(training.names, *means, strict=True)
+                f"{name}:" + "/".join(f"{value:.2f}" for value in values)
+                for name, *values in zip(training.names, *means, strict=True)
             )
             pace = (time.monotonic() - start) / (training.done - first)
             print(
@@ -129,6 +134,17 @@ def sheet(training: TrunkTraining, path: Path, size: int, names: list[str]) -> N
     to_image(torch.cat(rows, 1)).save(path)
 
 
+def export(training: TrunkTraining, folder: Path) -> None:
+    """Write ``trunk.safetensors`` and one file for each style."""
+    make_folder(folder)
+    trunk = training.trunk
+    save_trunk(trunk, folder / TRUNK_FILE.name)
+    identity = trunk_identity(trunk)
+    for name, vector in zip(training.names, training.styles.detach(), strict=True):
+        style = TrunkStyle(vector, identity, picture=ARTWORKS[name].title)
+        save_trunk_style(style, folder / f"{name}.safetensors")
+
+
 def _framed(image: Tensor, size: int) -> Tensor:
     """(3, H, W) in the middle of a white (3, size, size)."""
     frame = torch.ones(3, size, size)
@@ -146,18 +162,22 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--content", type=float, default=2.0)
     parser.add_argument("--weight", action="append", default=[], metavar="STYLE=CONTENT")
-    parser.add_argument("--only", nargs="+", metavar="STYLE")
+    parser.add_argument("--only", nargs="+", metavar="STYLE", help="default: the checkpoint's")
     parser.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--export", type=Path, metavar="FOLDER")
+    parser.add_argument("--sheet", type=Path, metavar="FILE")
     parser.add_argument("--sheet-size", type=int, default=256)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     training = build(options)
     if options.checkpoint.exists():
         training.load(options.checkpoint)
+    if options.export is not None:
+        export(training, options.export)
     if options.sheet is not None:
         sheet(training, options.sheet, options.sheet_size, training.names)
+    if options.export is not None or options.sheet is not None:
         return
     # A request to end is treated as Ctrl-C: the last steps are saved.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -94,8 +94,11 @@ class Trunk(nn.Module):
     blend by adding vectors, and a new one is learned by descent on a vector alone.
 
     The last convolution, 5x5 behind nearest upsampling, is computed before the upsampling: a 3x3
-    convolution to four phases of every output pixel. Convolutions pad by zeros; reflect some pixels
-    around a photograph, and cut them off the picture.
+    convolution to four phases of every output pixel.
+
+    The first convolution pads by reflection, so the trunk does not see brightness and contrast:
+    :math:`g(a x + b) = g(x)` for :math:`a > 0`, up to eps. The others pad by zeros, which costs no
+    pass over memory: reflect some pixels around a photograph, and cut them off the picture.
 
     Args:
         shape: width and number of blocks.
@@ -115,7 +118,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.shape = shape or TrunkShape()
         width, wide = self.shape.width, 2 * self.shape.width
-        self.enter = nn.Conv2d(3, width, 9, stride=2, padding=4, bias=False)
+        self.enter = nn.Conv2d(3, width, 9, 2, padding=4, padding_mode="reflect", bias=False)
         self.down = nn.Conv2d(width, wide, 3, stride=2, padding=1, bias=False)
         self.residual = nn.ModuleList(
             nn.Conv2d(wide, wide, 3, padding=1, bias=False) for _ in range(2 * self.shape.blocks)

@@ -19,6 +19,14 @@ from .trunk import Trunk, TrunkShape
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+#: Colours that stand for a style picture's, and pixels that are compared with them in a step.
+PALETTE = 256
+PIXELS = 1024
+
+#: Pictures are moved by up to this many pixels before they are compared. The loss network has
+#: strides, so pictures that it always saw at one place would get a grid.
+JITTER = 3
+
 #: The style distance of an untouched photograph, to which distances are scaled for every style.
 UNTOUCHED = 8.0
 
@@ -36,8 +44,8 @@ class TrunkSettings:
     lr: float = 2e-3
     style_lr: float = 1e-2
     content_weight: float = 2.0
+    palette_weight: float = 4.0
     tv_weight: float = 0.5
-    style_size: int = 256
     seed: int = 0
 
 
@@ -82,6 +90,38 @@ def content_distances(features: Features, pictures: Tensor, photographs: Tensor)
     return (found - target).square().mean((1, 2, 3)) / variance
 
 
+def palette_of(picture: Tensor) -> Tensor:
+    """(PALETTE, 3): colours of pixels of (3, H, W), evenly spaced."""
+    pixels = picture.flatten(1).mT
+    places = torch.linspace(0, len(pixels) - 1, PALETTE).round().long()
+    return pixels[places]
+
+
+def palette_distances(pictures: Tensor, palettes: Tensor, random: torch.Generator) -> Tensor:
+    """(N,): squared distance of random pixels to the nearest colour of the style picture.
+
+    It is a share of the variance of those colours. The statistics of the loss network alone leave
+    flat areas free to take colours that the style picture does not have.
+
+    Args:
+        pictures: (N, 3, H, W).
+        palettes: (N, K, 3).
+        random: of the pixels' places.
+    """
+    places = torch.randint(pictures.shape[2:].numel(), (PIXELS,), generator=random)
+    pixels = pictures.flatten(2)[..., places].mT  # (N, PIXELS, 3)
+    squares = pixels.square().sum(2, keepdim=True) + palettes.square().sum(2).unsqueeze(1)
+    nearest = (squares - 2 * pixels @ palettes.mT).min(2).values.clamp_min(0)
+    return nearest.mean(1) / palettes.var(1, correction=0).sum(1)
+
+
+def moved(images: Sequence[Tensor], random: torch.Generator) -> list[Tensor]:
+    """The images, (N, 3, H, W) each, less a border that is another one each time."""
+    top, left = torch.randint(JITTER + 1, (2,), generator=random).tolist()
+    height, width = (side - JITTER for side in images[0].shape[2:])
+    return [image[..., top : top + height, left : left + width] for image in images]
+
+
 def tinted(photographs: Tensor, random: torch.Generator) -> Tensor:
     """Photographs with other colours: channels exchanged, brightness and contrast changed."""
     count = len(photographs)
@@ -124,6 +164,7 @@ class TrunkTraining:
         self.content_weights = torch.tensor(
             [content_weights.get(name, default) for name in self.names]
         )
+        self.palettes = torch.stack([palette_of(picture) for picture in pictures.values()])
         with torch.no_grad():
             layers = [features.style_layers(picture.unsqueeze(0)) for picture in pictures.values()]
             each = [[style_statistics(layer) for layer in found] for found in layers]
@@ -176,20 +217,23 @@ class TrunkTraining:
         labels = self._labels(step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             pictures = self.trunk(photographs, self.styles[labels])
-        pictures = pictures.float()
+        pictures, photographs = moved([pictures.float(), photographs], random)
         layers = self.features.style_layers(pictures)
         targets = [StyleStatistics(t.mean[labels], t.covariance[labels]) for t in self.targets]
         style = style_distances(layers, targets) * self.shares[labels]
         content = content_distances(self.features, pictures, photographs)
+        palette = palette_distances(pictures, self.palettes[labels], random)
         variation = total_variation(pictures)
-        loss = (style + self.content_weights[labels] * content).mean()
+        loss = style + self.content_weights[labels] * content + settings.palette_weight * palette
+        loss = loss.mean()
         loss = loss + settings.tv_weight * variation
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_([*self.trunk.parameters(), self.styles], 10.0)
         self.optimizer.step()
         self.done = step
-        return {"labels": labels, "style": style.detach(), "content": content.detach()}
+        losses = {"style": style, "content": content, "palette": palette}
+        return {"labels": labels} | {name: value.detach() for name, value in losses.items()}
 
     def _labels(self, step: int) -> Tensor:
         """The styles of a step's samples: each of them once before any comes again."""

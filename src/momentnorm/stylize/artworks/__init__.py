@@ -17,28 +17,37 @@ if TYPE_CHECKING:
 
 
 class Artwork(NamedTuple):
+    """A style picture.
+
+    Args:
+        draw: makes the picture, (size, size, 3) in [0, 1], of this size.
+        title: what it shows.
+        seen: the size at which the trunk's training compares it: the larger, the broader strokes.
+    """
+
     draw: Callable[[int], Array]
     title: str
+    seen: int = 256
 
 
 ARTWORKS: dict[str, Artwork] = {
-    "mosaic": Artwork(cut.mosaic, "stained-glass mosaic (Voronoi cells)"),
-    "swirl": Artwork(painted.swirl, "night sky of thick brush strokes around whirls"),
+    "mosaic": Artwork(cut.mosaic, "stained-glass mosaic (Voronoi cells)", 288),
+    "swirl": Artwork(painted.swirl, "night sky of thick brush strokes around whirls", 448),
     "woodcut": Artwork(printed.woodcut, "woodcut in black and red ink (bent hatching)"),
-    "dabs": Artwork(painted.dabs, "pointillist dabs of pure colour"),
-    "knife": Artwork(painted.knife, "slabs of the palette knife, orange and violet"),
-    "meadow": Artwork(painted.meadow, "impressionist garden in broken strokes"),
-    "wave": Artwork(printed.wave, "Japanese woodblock waves, indigo on cream"),
-    "engraving": Artwork(printed.engraving, "copper engraving, crossing sepia lines"),
+    "dabs": Artwork(painted.dabs, "pointillist dabs of pure colour", 448),
+    "knife": Artwork(painted.knife, "slabs of the palette knife, orange and violet", 384),
+    "meadow": Artwork(painted.meadow, "impressionist garden in broken strokes", 512),
+    "wave": Artwork(printed.wave, "Japanese woodblock waves, indigo on cream", 288),
+    "engraving": Artwork(printed.engraving, "copper engraving, crossing sepia lines", 352),
     "poster": Artwork(printed.poster, "comic poster, bold outlines and flat colour"),
     "cutouts": Artwork(cut.cutouts, "cut paper on panels of strong colour"),
-    "cubist": Artwork(cut.cubist, "cubist facets in ochre and slate"),
-    "geometry": Artwork(cut.geometry, "Bauhaus circles, bars and triangles"),
-    "crystal": Artwork(cut.crystal, "splinters of ice and amethyst"),
-    "watercolour": Artwork(wet.watercolour, "transparent washes on rough paper"),
-    "ink": Artwork(wet.ink, "black ink on rice paper with red seals"),
-    "marbling": Artwork(wet.marbling, "marbled paper, combed bands"),
-    "gilded": Artwork(wet.gilded, "gold leaf with spirals and small tiles"),
+    "cubist": Artwork(cut.cubist, "cubist facets in ochre and slate", 320),
+    "geometry": Artwork(cut.geometry, "Bauhaus circles, bars and triangles", 320),
+    "crystal": Artwork(cut.crystal, "splinters of ice and amethyst", 288),
+    "watercolour": Artwork(wet.watercolour, "transparent washes on rough paper", 384),
+    "ink": Artwork(wet.ink, "black ink on rice paper with red seals", 288),
+    "marbling": Artwork(wet.marbling, "marbled paper, combed bands", 288),
+    "gilded": Artwork(wet.gilded, "gold leaf with spirals and small tiles", 352),
     "neon": Artwork(wet.neon, "glowing contours in the dark"),
 }
 
