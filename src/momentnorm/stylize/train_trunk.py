@@ -75,20 +75,20 @@ def build(options: argparse.Namespace) -> TrunkTraining:
         size=options.size,
         lr=options.lr,
         style_lr=5 * options.lr,
-        content_weight=options.content,
     )
     names = options.only
     if names is None and options.checkpoint.exists():
         names = torch.load(options.checkpoint, weights_only=True)["names"]
     pictures = {name: to_tensor(draw(name, ARTWORKS[name].seen)) for name in names or ARTWORKS}
-    weights = dict(pair.split("=") for pair in options.weight)
+    given = dict(pair.split("=") for pair in options.weight)
+    weights = {name: float(given.get(name, ARTWORKS[name].content)) for name in pictures}
     return TrunkTraining(
         pictures,
         photographs(),
         load_efficientnet(),
         TrunkShape(),
         settings,
-        {name: float(value) for name, value in weights.items()},
+        weights,
     )
 
 
@@ -160,7 +160,6 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--content", type=float, default=2.0)
     parser.add_argument("--weight", action="append", default=[], metavar="STYLE=CONTENT")
     parser.add_argument("--only", nargs="+", metavar="STYLE", help="default: the checkpoint's")
     parser.add_argument("--every", type=float, default=120.0, help="seconds between checkpoints")

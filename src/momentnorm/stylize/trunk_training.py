@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .apply import through
 from .content import Crops, generator_of
 from .features import Features, luminance
+from .grain import grained, still_grain
 from .losses import StyleStatistics, style_statistics, total_variation
 from .trunk import Trunk, TrunkShape
 
@@ -44,7 +45,7 @@ class TrunkSettings:
     lr: float = 2e-3
     style_lr: float = 1e-2
     content_weight: float = 2.0
-    palette_weight: float = 4.0
+    palette_weight: float = 6.0
     tv_weight: float = 0.5
     seed: int = 0
 
@@ -216,7 +217,7 @@ class TrunkTraining:
         photographs = photographs.contiguous(memory_format=torch.channels_last)
         labels = self._labels(step)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            pictures = self.trunk(photographs, self.styles[labels])
+            pictures = self.trunk(grained(photographs, random), self.styles[labels])
         pictures, photographs = moved([pictures.float(), photographs], random)
         layers = self.features.style_layers(pictures)
         targets = [StyleStatistics(t.mean[labels], t.covariance[labels]) for t in self.targets]
@@ -280,6 +281,7 @@ class TrunkTraining:
 
 def paint(trunk: Trunk, image: Tensor, style: Tensor) -> Tensor:
     """The picture of (3, H, W) in a style, (3, H, W)."""
-    batch = image.unsqueeze(0).contiguous(memory_format=torch.channels_last)
+    batch = grained(image.unsqueeze(0), still_grain())
+    batch = batch.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         return through(lambda wide: trunk(wide, style), batch).squeeze(0)

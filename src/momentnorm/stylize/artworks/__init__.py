@@ -23,32 +23,34 @@ class Artwork(NamedTuple):
         draw: makes the picture, (size, size, 3) in [0, 1], of this size.
         title: what it shows.
         seen: the size at which the trunk's training compares it: the larger, the broader strokes.
+        content: weight of the photograph in the trunk's training: the larger, the more readable.
     """
 
     draw: Callable[[int], Array]
     title: str
     seen: int = 256
+    content: float = 2.0
 
 
 ARTWORKS: dict[str, Artwork] = {
-    "mosaic": Artwork(cut.mosaic, "stained-glass mosaic (Voronoi cells)", 288),
-    "swirl": Artwork(painted.swirl, "night sky of thick brush strokes around whirls", 448),
+    "mosaic": Artwork(cut.mosaic, "stained-glass mosaic (Voronoi cells)", 288, 3.5),
+    "swirl": Artwork(painted.swirl, "night sky of thick brush strokes around whirls", 448, 1.5),
     "woodcut": Artwork(printed.woodcut, "woodcut in black and red ink (bent hatching)"),
     "dabs": Artwork(painted.dabs, "pointillist dabs of pure colour", 448),
-    "knife": Artwork(painted.knife, "slabs of the palette knife, orange and violet", 384),
-    "meadow": Artwork(painted.meadow, "impressionist garden in broken strokes", 512),
+    "knife": Artwork(painted.knife, "slabs of the palette knife, orange and violet", 384, 2.5),
+    "meadow": Artwork(painted.meadow, "impressionist garden in broken strokes", 512, 1.4),
     "wave": Artwork(printed.wave, "Japanese woodblock waves, indigo on cream", 288),
-    "engraving": Artwork(printed.engraving, "copper engraving, crossing sepia lines", 352),
+    "engraving": Artwork(printed.engraving, "copper engraving, crossing sepia lines", 352, 2.5),
     "poster": Artwork(printed.poster, "comic poster, bold outlines and flat colour"),
     "cutouts": Artwork(cut.cutouts, "cut paper on panels of strong colour"),
-    "cubist": Artwork(cut.cubist, "cubist facets in ochre and slate", 320),
+    "cubist": Artwork(cut.cubist, "cubist facets in ochre and slate", 320, 1.7),
     "geometry": Artwork(cut.geometry, "Bauhaus circles, bars and triangles", 320),
     "crystal": Artwork(cut.crystal, "splinters of ice and amethyst", 288),
-    "watercolour": Artwork(wet.watercolour, "transparent washes on rough paper", 384),
-    "ink": Artwork(wet.ink, "black ink on rice paper with red seals", 288),
-    "marbling": Artwork(wet.marbling, "marbled paper, combed bands", 288),
+    "watercolour": Artwork(wet.watercolour, "transparent washes on rough paper", 384, 1.2),
+    "ink": Artwork(wet.ink, "black ink on rice paper with red seals", 288, 1.0),
+    "marbling": Artwork(wet.marbling, "marbled paper, combed bands", 288, 2.5),
     "gilded": Artwork(wet.gilded, "gold leaf with spirals and small tiles", 352),
-    "neon": Artwork(wet.neon, "glowing contours in the dark"),
+    "neon": Artwork(wet.neon, "glowing contours in the dark", content=3.0),
 }
 
 
