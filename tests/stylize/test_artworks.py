@@ -25,6 +25,11 @@ def test_artwork_has_the_size_and_the_same_bytes_each_time(name):
     assert first.reshape(4, 12, 4, 12, 3).mean((1, 3)).std() > 4, "large forms"
 
 
+@pytest.mark.parametrize("name", ARTWORKS)
+def test_artwork_of_a_single_pixel(name):
+    assert draw(name, 1).shape == (1, 1, 3)
+
+
 @pytest.mark.parametrize("name", ["mosaic", "cutouts", "wave", "gilded"])
 def test_artwork_is_one_picture_at_every_size(name):
     small, large = draw(name, 64).astype(float), draw(name, 128).astype(float)

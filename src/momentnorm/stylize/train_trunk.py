@@ -34,6 +34,16 @@ ELSEWHERE = (
     ("skimage", "data/motorcycle_left.png"),
     ("skimage", "data/color.png"),
 )
+#: Photographs that come three times as often: a scene teaches more than a plane of gravel.
+_SCENES = (
+    "skimage:chelsea",
+    "skimage:rocket",
+    "skimage:camera",
+    "china.jpg",
+    "flower.jpg",
+    "grace_hopper.jpg",
+    "motorcycle_left.png",
+)
 #: Losses in the lines of a training, in this order.
 SHOWN_LOSSES = ("style", "content", "palette")
 SHOWN = ("astronaut", "coffee", "chelsea", "rocket")
@@ -51,20 +61,8 @@ def photographs() -> list[str]:
         if spec is None or spec.origin is None:
             raise StylizeError(f"the photographs of {package} are missing: pip install {package}")
         found.append(str(Path(spec.origin).parent / name))
-    # Scenes teach more than a plane of gravel does.
     scenes = [file for file in found if Path(file).name in _SCENES or file.startswith(_SCENES)]
     return found + 2 * scenes
-
-
-_SCENES = (
-    "skimage:chelsea",
-    "skimage:rocket",
-    "skimage:camera",
-    "china.jpg",
-    "flower.jpg",
-    "grace_hopper.jpg",
-    "motorcycle_left.png",
-)
 
 
 def build(options: argparse.Namespace) -> TrunkTraining:

@@ -84,6 +84,19 @@ def edge(distance: Array, size: int) -> Array:
     return result
 
 
+def contours(level: Array) -> Array:
+    """Distance of every pixel from the nearest line where the level is a whole number.
+
+    It is in the unit of the picture's side, and by the slope, so lines are equally wide everywhere.
+    """
+    size = len(level)
+    if size < 2:
+        return np.ones_like(level)
+    slope = np.hypot(*np.gradient(level)) * size
+    distance: Array = np.abs(level - np.round(level)) / np.maximum(slope, 2.0)
+    return distance
+
+
 def cells(
     size: int, sites: Array, x: Array | None = None, y: Array | None = None
 ) -> tuple[NDArray[np.intp], Array]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .pieces import Array, Fields, blank, edge, grid, lay, palette, ramp
+from .pieces import Array, Fields, blank, contours, edge, grid, lay, palette, ramp
 
 
 def woodcut(size: int) -> Array:
@@ -79,6 +79,4 @@ def poster(size: int) -> Array:
     dot = np.hypot(np.mod(u, 1) - 0.5, np.mod(v, 1) - 0.5) / 42
     dotted = (band % 4 == 0) * edge(0.0075 - dot, size)
     picture = lay(picture, dotted, palette("e4002b")[0])
-    slope = np.hypot(*np.gradient(level)) * size
-    distance = np.abs(level - np.round(level)) / np.maximum(slope, 1e-6)
-    return lay(picture, edge(0.0085 - distance, size), palette("111111")[0])
+    return lay(picture, edge(0.0085 - contours(level), size), palette("111111")[0])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .pieces import Array, Brush, Fields, blank, edge, grid, lay, palette, ramp
+from .pieces import Array, Brush, Fields, blank, contours, edge, grid, lay, palette, ramp
 
 
 def watercolour(size: int) -> Array:
@@ -106,8 +106,7 @@ def neon(size: int) -> Array:
     lights = palette("ff2bd6", "19e3ff", "ff8a1f", "7a4dff")
     for index, colour in enumerate(lights):
         level = 3.0 * fields.at(x, y, 0.19) + 0.25 * fields.at(x, y, 0.06) + 0.17 * index
-        slope = np.hypot(*np.gradient(level)) * size
-        distance = np.abs(level - np.round(level)) / np.maximum(slope, 2.0)
+        distance = contours(level)
         halo = 0.6 * np.exp(-distance / 0.016)
         core = edge(0.0042 - distance, size)
         picture = np.clip(picture + halo[..., None] * colour, 0, 1)
