@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .artworks import ARTWORKS, draw
 from .efficientnet import load_efficientnet
 from .errors import StylizeError
 from .images import SKIMAGE_PHOTOS, make_folder, read_photo, to_image, to_tensor
-from .objective import scaled
 from .trunk import TrunkShape
 from .trunk_files import TRUNK_FILE, TrunkStyle, save_trunk, save_trunk_style, trunk_identity
 from .trunk_training import TrunkSettings, TrunkTraining, paint
@@ -120,16 +120,29 @@ def run(training: TrunkTraining, checkpoint: Path, every: float) -> None:
     training.save(checkpoint)
 
 
-def sheet(training: TrunkTraining, path: Path, size: int, names: list[str]) -> None:
-    """Write rows of styles; columns are the style picture and photographs in that style."""
-    shown = [scaled(read_photo(f"skimage:{name}").rgb, size) for name in SHOWN]
-    rows = []
-    for name in names:
-        style = training.styles[training.names.index(name)].detach()
-        cells = [to_tensor(draw(name, size))]
-        cells += [paint(training.trunk, photo, style) for photo in shown]
-        rows.append(torch.cat([_framed(cell, size) for cell in cells], 2))
-    to_image(torch.cat(rows, 1)).save(path)
+def sheet(training: TrunkTraining, path: Path, cell: int) -> None:
+    """Write a table, two styles a row: the style picture, then photographs in that style.
+
+    Photographs are painted with sides of two cells, and shown in one.
+    """
+    shown = [_square(read_photo(f"skimage:{name}").rgb, 2 * cell) for name in SHOWN]
+    strips = []
+    for name, vector in zip(training.names, training.styles.detach(), strict=True):
+        cells = [to_tensor(draw(name, 2 * cell))]
+        cells += [paint(training.trunk, photo, vector) for photo in shown]
+        strips.append(F.avg_pool2d(torch.cat(cells, 2), 2))
+    if len(strips) % 2:
+        strips.append(torch.ones_like(strips[0]))
+    rows = [torch.cat(pair, 2) for pair in zip(strips[::2], strips[1::2], strict=True)]
+    to_image(torch.cat(rows, 1)).save(path, quality=82)
+
+
+def _square(image: Tensor, side: int) -> Tensor:
+    """The middle of (3, H, W), scaled to (3, side, side)."""
+    short = min(image.shape[-2:])
+    top, left = (image.shape[-2] - short) // 2, (image.shape[-1] - short) // 2
+    middle = image[:, top : top + short, left : left + short].unsqueeze(0)
+    return F.interpolate(middle, (side, side), mode="bilinear", antialias=True).squeeze(0)
 
 
 def export(training: TrunkTraining, folder: Path) -> None:
@@ -141,14 +154,6 @@ def export(training: TrunkTraining, folder: Path) -> None:
     for name, vector in zip(training.names, training.styles.detach(), strict=True):
         style = TrunkStyle(vector, identity, picture=ARTWORKS[name].title)
         save_trunk_style(style, folder / f"{name}.safetensors")
-
-
-def _framed(image: Tensor, size: int) -> Tensor:
-    """(3, H, W) in the middle of a white (3, size, size)."""
-    frame = torch.ones(3, size, size)
-    top, left = (size - image.shape[1]) // 2, (size - image.shape[2]) // 2
-    frame[:, top : top + image.shape[1], left : left + image.shape[2]] = image
-    return frame
 
 
 def main() -> None:
@@ -164,7 +169,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--export", type=Path, metavar="FOLDER")
     parser.add_argument("--sheet", type=Path, metavar="FILE")
-    parser.add_argument("--sheet-size", type=int, default=256)
+    parser.add_argument("--cell", type=int, default=192)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     training = build(options)
@@ -173,7 +178,7 @@ def main() -> None:
     if options.export is not None:
         export(training, options.export)
     if options.sheet is not None:
-        sheet(training, options.sheet, options.sheet_size, training.names)
+        sheet(training, options.sheet, options.cell)
     if options.export is not None or options.sheet is not None:
         return
     # A request to end is treated as Ctrl-C: the last steps are saved.
