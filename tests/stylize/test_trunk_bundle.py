@@ -7,6 +7,7 @@ from stylize_samples import pixels
 
 from momentnorm.stylize.artworks import ARTWORKS, draw
 from momentnorm.stylize.images import to_tensor
+from momentnorm.stylize.painting import paint
 from momentnorm.stylize.trunk_files import (
     FOLDER,
     TRUNK_FILE,
@@ -14,7 +15,7 @@ from momentnorm.stylize.trunk_files import (
     load_trunk_style,
     trunk_styles,
 )
-from momentnorm.stylize.trunk_training import paint, palette_distances, palette_of
+from momentnorm.stylize.trunk_training import palette_distances, palette_of
 
 
 def test_bundled_styles_are_many_small_and_differ():

@@ -10,6 +10,7 @@ from test_efficientnet import published_state
 
 from momentnorm.stylize.efficientnet import EfficientNetFeatures
 from momentnorm.stylize.losses import StyleStatistics, style_statistics
+from momentnorm.stylize.painting import paint
 from momentnorm.stylize.trunk import TrunkShape
 from momentnorm.stylize.trunk_training import (
     JITTER,
@@ -20,7 +21,6 @@ from momentnorm.stylize.trunk_training import (
     drawing,
     learning_rate,
     moved,
-    paint,
     palette_distances,
     palette_of,
     style_distances,

@@ -20,9 +20,10 @@ from .artworks import ARTWORKS, draw
 from .efficientnet import load_efficientnet
 from .errors import StylizeError
 from .images import SKIMAGE_PHOTOS, make_folder, read_photo, to_image, to_tensor
+from .painting import paint
 from .trunk import TrunkShape
 from .trunk_files import TRUNK_FILE, TrunkStyle, save_trunk, save_trunk_style, trunk_identity
-from .trunk_training import TrunkSettings, TrunkTraining, paint
+from .trunk_training import TrunkSettings, TrunkTraining
 
 #: Photographs that no training sees, so that the eye can judge on them.
 HELD_OUT = ("astronaut", "coffee")

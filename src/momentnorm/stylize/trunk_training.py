@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .apply import through
 from .content import Crops, generator_of
 from .features import Features, luminance
-from .grain import grained, still_grain
+from .grain import grained
 from .losses import StyleStatistics, style_statistics, total_variation
 from .trunk import Trunk, TrunkShape
 
@@ -277,11 +276,3 @@ class TrunkTraining:
             for group, peak in zip(self.optimizer.param_groups, peaks, strict=True):
                 group["peak"] = peak
         self.done = state["step"]
-
-
-def paint(trunk: Trunk, image: Tensor, style: Tensor) -> Tensor:
-    """The picture of (3, H, W) in a style, (3, H, W)."""
-    batch = grained(image.unsqueeze(0), still_grain())
-    batch = batch.contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        return through(lambda wide: trunk(wide, style), batch).squeeze(0)
