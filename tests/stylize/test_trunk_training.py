@@ -8,6 +8,7 @@ from PIL import Image
 from stylize_samples import pixels
 from test_efficientnet import published_state
 
+from momentnorm.stylize import StylizeError
 from momentnorm.stylize.efficientnet import EfficientNetFeatures
 from momentnorm.stylize.losses import StyleStatistics, style_statistics
 from momentnorm.stylize.painting import paint
@@ -77,6 +78,21 @@ def test_styles_are_found_by_name(start, tmp_path):
     assert torch.equal(after.styles[1], before.styles[0])
     torch.testing.assert_close(after.styles[2], before.styles.mean(0))
     after.step()
+
+
+def test_other_files_are_no_checkpoint(start, tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(b"something else")
+    with pytest.raises(StylizeError, match=r"checkpoint\.pt: no checkpoint of a trunk"):
+        start().load(path)
+    torch.save({"names": []}, path)
+    with pytest.raises(StylizeError, match="no checkpoint of a trunk; name another file"):
+        start().load(path)
+    training = start()
+    training.styles = torch.nn.Parameter(torch.zeros(3, 7))
+    training.save(path)
+    with pytest.raises(StylizeError, match="of a trunk of another shape"):
+        start().load(path)
 
 
 def test_training_moves_trunk_and_styles_towards_the_pictures(start):

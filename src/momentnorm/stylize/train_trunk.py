@@ -23,7 +23,7 @@ from .images import SKIMAGE_PHOTOS, make_folder, read_photo, to_image, to_tensor
 from .painting import paint
 from .trunk import TrunkShape
 from .trunk_files import TRUNK_FILE, TrunkStyle, save_trunk, save_trunk_style, trunk_identity
-from .trunk_training import TrunkSettings, TrunkTraining
+from .trunk_training import TrunkSettings, TrunkTraining, read_checkpoint
 
 #: Photographs that no training sees, so that the eye can judge on them.
 HELD_OUT = ("astronaut", "coffee")
@@ -77,7 +77,7 @@ def build(options: argparse.Namespace) -> TrunkTraining:
     )
     names = options.only
     if names is None and options.checkpoint.exists():
-        names = torch.load(options.checkpoint, weights_only=True)["names"]
+        names = read_checkpoint(options.checkpoint)["names"]
     pictures = {name: to_tensor(draw(name, ARTWORKS[name].seen)) for name in names or ARTWORKS}
     given = dict(pair.split("=") for pair in options.weight)
     weights = {name: float(given.get(name, ARTWORKS[name].content)) for name in pictures}
@@ -173,9 +173,12 @@ def main() -> None:
     parser.add_argument("--cell", type=int, default=192)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    training = build(options)
-    if options.checkpoint.exists():
-        training.load(options.checkpoint)
+    try:
+        training = build(options)
+        if options.checkpoint.exists():
+            training.load(options.checkpoint)
+    except StylizeError as error:
+        parser.error(str(error))
     if options.export is not None:
         export(training, options.export)
     if options.sheet is not None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from .content import Crops, generator_of
+from .errors import StylizeError, one_line
 from .features import Features, luminance
 from .grain import grained
 from .losses import StyleStatistics, style_statistics, total_variation
@@ -133,6 +134,23 @@ def tinted(photographs: Tensor, random: torch.Generator) -> Tensor:
             result[index] = result[index, order] * (0.7 + 0.6 * gains.view(3, 1, 1))
         result[index] = result[index].clamp(0, 1) ** (2 ** (1.6 * gamma - 0.8))
     return result
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What :meth:`TrunkTraining.save` wrote.
+
+    Raises:
+        StylizeError: the file is something else.
+    """
+    try:
+        state = torch.load(path, weights_only=True)
+    except Exception as error:  # a damaged file raises whatever its bytes lead to
+        raise StylizeError(
+            f"{path}: no checkpoint of a trunk ({one_line(error)[:100]}); name another file"
+        ) from error
+    if not isinstance(state, dict) or not {"names", "step", "trunk", "styles"} <= state.keys():
+        raise StylizeError(f"{path}: no checkpoint of a trunk; name another file")
+    return state
 
 
 class TrunkTraining:
@@ -262,8 +280,14 @@ class TrunkTraining:
         new.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint. Styles are found by name; a new one starts as their mean."""
-        state = torch.load(path, weights_only=True)
+        """Go on from a checkpoint. Styles are found by name; a new one starts as their mean.
+
+        Raises:
+            StylizeError: the file is no checkpoint of such a trunk.
+        """
+        state = read_checkpoint(path)
+        if state["styles"].shape[1:] != self.styles.shape[1:]:
+            raise StylizeError(f"{path}: is of a trunk of another shape; name another file")
         self.trunk.load_state_dict(state["trunk"])
         known = dict(zip(state["names"], state["styles"], strict=True))
         mean = state["styles"].mean(0)
