@@ -16,13 +16,13 @@ from torch import Tensor
 from ..support.arguments import add_device, find_device
 from ..support.terminal import print_path, progress, say
 from .apply import stylize
-from .command_train import add_settings, read_settings, read_style_picture
 from .content import Crops, content_files, read_first
 from .errors import PROGRAM
 from .features import RandomFeatures
 from .images import make_folder, whole_file
 from .losses import style_loss, style_statistics
 from .objective import scaled
+from .options import add_settings, read_settings, read_style_picture
 from .sheet import save_sheet
 from .trainer import CALIBRATION_BATCH, Losses, Settings, train
 
@@ -114,7 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
-    settings = read_settings(arguments)
+    settings = read_settings(arguments, DEFAULTS)
     if arguments.quick:
         smaller: dict[str, Any] = {
             name: value
@@ -123,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         settings = dataclasses.replace(settings, **smaller)
     device = find_device(arguments.device)
-    picture, _ = read_style_picture(arguments.style)
+    picture = read_style_picture(arguments.style).rgb
     note = functools.cache(partial(say, PROGRAM))  # each photograph that is left out is named once
     training_files, photographs = hold_out(content_files(arguments.content), TEST_SIZE, note)
     tests = [photograph.to(device) for photograph in photographs]
@@ -179,11 +179,10 @@ def _train(
         history.append({"norm": settings.norm, "step": step, **losses})
         bar.update(task, completed=step, losses=f"style {losses['style']:.3f}")
 
-    style = train(
+    network = train(
         picture, files, settings, features=features, on_step=on_step, note=note, device=device
     )
-    assert style is not None  # nobody stops it
-    return style.network, history
+    return network, history
 
 
 def _rows(

@@ -1,9 +1,10 @@
-"""Content photographs for training: which files, and the crops of each step."""
+"""Content photographs of a training: their files, and the crops of each step."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,42 @@ def content_files(folder: str | Path | None) -> list[str]:
     if not files:
         raise StylizeError(f"{folder}: no photographs in it; put JPEG, PNG or WebP files there")
     return [str(file) for file in files]
+
+
+#: Photographs inside other packages than scikit-image.
+_ELSEWHERE = (
+    ("skimage", "data/motorcycle_left.png"),
+    ("skimage", "data/color.png"),
+    ("sklearn", "datasets/images/china.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+)
+#: Photographs that no training of a style uses, so that pictures of them can be judged.
+HELD_OUT = ("astronaut", "coffee")
+#: Photographs of scenes. They come three times as often as planes of gravel or grass.
+_SCENES = ("chelsea", "rocket", "camera", "china", "flower", "grace_hopper", "motorcycle_left")
+
+
+def training_photographs(folder: str | Path | None) -> list[str]:
+    """Photographs to learn styles on, some of them more than once.
+
+    They are those of the folder; without one, those inside scikit-image, and inside scikit-learn
+    and matplotlib where these are installed.
+
+    Raises:
+        StylizeError: no such folder, no photographs in it, or scikit-image is not installed.
+    """
+    files = content_files(folder)
+    if folder is not None:
+        return files
+    files = [file for file in files if file.removeprefix("skimage:") not in HELD_OUT]
+    for package, name in _ELSEWHERE:
+        spec = importlib.util.find_spec(package)
+        path = Path(spec.origin).parent / name if spec is not None and spec.origin else None
+        if path is not None and path.is_file():
+            files.append(str(path))
+    scenes = [file for file in files if Path(file.removeprefix("skimage:")).stem in _SCENES]
+    return files + 2 * scenes
 
 
 def read_first(

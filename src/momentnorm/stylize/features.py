@@ -1,4 +1,4 @@
-"""The networks whose features the losses compare: a random one, or VGG from a file."""
+"""Loss networks: a random one, and VGG from a file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def luminance(image: Tensor) -> Tensor:
 
 
 class Features(nn.Module):
-    """What the losses need of a feature network; it has no gradient of its own."""
+    """Base of the loss networks: features of images at several depths, with frozen weights."""
+
+    #: Name for messages and checkpoints.
+    name = "loss network"
 
     def style_layers(self, image: Tensor) -> list[Tensor]:
         """Features of (N, 3, H, W) in [0, 1] at several depths, for the style loss."""
@@ -51,6 +54,7 @@ class RandomFeatures(Features):
         seed: of the weights.
     """
 
+    name = "random network"
     CHANNELS = (32, 64, 128, 128)
     CONTENT_BLOCK = 2
 
