@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explainer": {"core", "core/backends", "functional", "layers", "models", "support"},
     "figure": {"core", "explainer", "layers", "support"},
     "explore": {"explainer", "figure", "support"},
-    "stylize": {"", "layers", "models", "support"},
+    "stylize": {"core", "functional", "layers", "support"},
     "studies": {"", "core", "functional", "layers", "stylize", "support"},
     "cli": {"doctor", "explainer", "explore", "figure", "studies", "stylize", "support"},
     "__main__": {"cli"},

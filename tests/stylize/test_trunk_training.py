@@ -1,104 +1,184 @@
-"""Training of the trunk: its losses, the order of styles, and going on from a checkpoint."""
+"""Training of styles: with the trunk or on a frozen one, stopped and resumed, never lost."""
 
 from __future__ import annotations
+
+import os
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
-from stylize_samples import pixels
-from test_efficientnet import published_state
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from momentnorm.stylize import StylizeError
-from momentnorm.stylize.efficientnet import EfficientNetFeatures
-from momentnorm.stylize.losses import StyleStatistics, style_statistics
-from momentnorm.stylize.painting import paint
-from momentnorm.stylize.trunk import TrunkShape
-from momentnorm.stylize.trunk_training import (
-    JITTER,
-    PALETTE,
-    UNTOUCHED,
-    TrunkSettings,
-    TrunkTraining,
-    drawing,
-    learning_rate,
-    moved,
-    palette_distances,
-    palette_of,
-    style_distances,
-    tinted,
-)
+from momentnorm.stylize import StylePicture, StylizeError, TrainingSettings, TrunkShape
+from momentnorm.stylize.content import Crops
+from momentnorm.stylize.features import RandomFeatures
+from momentnorm.stylize.losses import StyleStatistics
+from momentnorm.stylize.trunk_files import trunk_identity
+from momentnorm.stylize.trunk_losses import style_distances
+from momentnorm.stylize.trunk_training import UNTOUCHED, StyleTraining, learning_rate
+from support.faults import Faults
+from support.stylize_samples import pixels, random_vectors, small_trunk
 
 NAMES = ("one", "two", "three")
+TINY = TrainingSettings(steps=4, batch=2, size=32, style_size=48)
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Build a small training of styles with these names."""
-    photo = tmp_path / "photo.png"
-    Image.fromarray(pixels(48, 64)).save(photo)
+def photo(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels(48, 64)).save(path)
+    return str(path)
 
-    def build(names: tuple[str, ...] = NAMES) -> TrunkTraining:
+
+@pytest.fixture
+def start(photo):
+    """Build a small training: of a trunk with styles, or of one style on a frozen trunk."""
+    features = RandomFeatures(Crops([photo], 32, 0).batch(0, 2))
+
+    def build(settings=TINY, *, frozen=False, pictures=None, content=(photo,)):
         random = torch.Generator().manual_seed(5)
-        pictures = {name: torch.rand(3, 32, 32, generator=random) for name in names}
-        return TrunkTraining(
-            pictures,
-            [str(photo)],
-            EfficientNetFeatures(published_state()),
-            TrunkShape(width=4, blocks=1),
-            TrunkSettings(steps=4, batch=2, size=32),
-            {"two": 7.0},
+        names = NAMES[:1] if frozen else NAMES
+        found = {
+            name: StylePicture(torch.rand(3, 48, 40, generator=random), title=f"picture {name}")
+            for name in names
+        }
+        options = (
+            {"trunk": small_trunk(), "start": random_vectors(1)[0]}
+            if frozen
+            else {"shape": TrunkShape(width=4, blocks=1)}
         )
+        return StyleTraining(pictures or found, list(content), features, settings, **options)
 
     return build
 
 
-def test_a_resumed_training_equals_a_straight_one(start, tmp_path):
-    straight = start()
-    for _ in range(3):
-        straight.step()
-    first, second = start(), start()
-    first.step()
-    first.save(tmp_path / "checkpoint.pt")
-    second.load(tmp_path / "checkpoint.pt")
-    second.step()
-    second.step()
-    assert second.done == 3
-    assert torch.equal(second.styles, straight.styles)
-    for key, value in straight.trunk.state_dict().items():
-        assert torch.equal(second.trunk.state_dict()[key], value)
+def same(first, second):
+    trunks = trunk_identity(first.trunk), trunk_identity(second.trunk)
+    return torch.equal(first.styles, second.styles) and trunks[0] == trunks[1]
 
 
-def test_styles_are_found_by_name(start, tmp_path):
-    before = start()
-    before.step()
-    before.save(tmp_path / "checkpoint.pt")
-    after = start(("three", "one", "new"))
-    after.load(tmp_path / "checkpoint.pt")
-    assert torch.equal(after.styles[0], before.styles[2])
-    assert torch.equal(after.styles[1], before.styles[0])
-    torch.testing.assert_close(after.styles[2], before.styles.mean(0))
-    after.step()
+@pytest.mark.parametrize("frozen", [False, True])
+def test_stopping_changes_nothing(start, tmp_path, frozen):
+    straight = start(frozen=frozen)
+    assert straight.run()
+    path, seen = tmp_path / "checkpoint.safetensors", []
+    for stop in (1, 3, 9):
+        training = start(frozen=frozen)
+        finished = training.run(
+            checkpoint=path,
+            on_step=lambda step, losses: seen.append(step),
+            should_stop=lambda stop=stop: len(seen) >= stop,
+        )
+    assert finished
+    assert seen == [1, 2, 3, 4]
+    assert same(training, straight)
 
 
-def test_other_files_are_no_checkpoint(start, tmp_path):
-    path = tmp_path / "checkpoint.pt"
-    path.write_bytes(b"something else")
-    with pytest.raises(StylizeError, match=r"checkpoint\.pt: no checkpoint of a trunk"):
-        start().load(path)
-    torch.save({"names": []}, path)
-    with pytest.raises(StylizeError, match="no checkpoint of a trunk; name another file"):
-        start().load(path)
+def test_a_frozen_trunk_stays_as_it_is(start):
+    training = start(frozen=True)
+    before, style = trunk_identity(training.trunk), training.styles.detach().clone()
+    training.run()
+    assert trunk_identity(training.trunk) == before
+    assert not torch.equal(training.styles, style)
+
+
+def test_a_checkpoint_of_another_training(start, tmp_path, photo):
+    path = tmp_path / "checkpoint.safetensors"
+    start().run(checkpoint=path, should_stop=lambda: True)
+    other = {name: StylePicture(torch.zeros(3, 40, 40)) for name in NAMES}
+    for changed, says in (
+        ({"settings": replace(TINY, lr=0.1, seed=4)}, "lr, seed, trunk differs"),
+        ({"pictures": other}, "style_picture differs"),
+        ({"content": (photo, photo)}, "content differs"),
+        ({"frozen": True}, "style_picture, trunk differs"),
+    ):
+        with pytest.raises(StylizeError, match=says):
+            start(**changed).run(checkpoint=path)
+    path.write_bytes(b"nonsense")
+    with pytest.raises(StylizeError, match="not a checkpoint file"):
+        start().run(checkpoint=path)
+
+
+def changed(name, value):
+    return lambda tensors, metadata: tensors.update({name: value(tensors[name])})
+
+
+#: Damage to the tensors and the metadata of a checkpoint, and the message about it.
+DAMAGE = [
+    (lambda tensors, metadata: metadata.pop("step"), "the step is not a number from 1 to 4"),
+    (lambda tensors, metadata: metadata.update(step="7"), "the step is not a number"),
+    (lambda tensors, metadata: metadata.update(step="-1"), "the step is not a number"),
+    (lambda tensors, metadata: metadata.update(training="[" * 100_000), "its metadata differs"),
+    (lambda tensors, metadata: tensors.pop("adam.0.step"), "adam.0.step is missing"),
+    (lambda tensors, metadata: tensors.update(adam=torch.zeros(1)), "does not belong here"),
+    (changed("adam.0.step", lambda x: -x), "cannot be those of that many steps"),
+    (changed("adam.0.exp_avg_sq", lambda x: x - 1), "cannot be those of that many steps"),
+    (changed("adam.1.exp_avg", lambda x: x[1:]), "adam.1.exp_avg has shape"),
+    (changed("network.styles", lambda x: x / 0), "network.styles is not finite"),
+    (changed("network.trunk.up.weight", lambda x: x > 0), "up.weight is of dtype BOOL"),
+]
+
+
+def test_a_damaged_checkpoint_is_one_line(start, tmp_path):
+    path = tmp_path / "checkpoint.safetensors"
     training = start()
-    training.styles = torch.nn.Parameter(torch.zeros(3, 7))
-    training.save(path)
-    with pytest.raises(StylizeError, match="of a trunk of another shape"):
-        start().load(path)
+    training.run(checkpoint=path, should_stop=lambda: True)
+    before = training.styles.detach().clone()
+    for change, says in DAMAGE:
+        tensors, damaged = load_file(path), tmp_path / "damaged.safetensors"
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        change(tensors, metadata)
+        save_file(tensors, damaged, metadata)
+        with pytest.raises(StylizeError) as found:
+            training.run(checkpoint=damaged)
+        assert says in str(found.value)
+        assert "name another one with --checkpoint" in str(found.value)
+        assert torch.equal(training.styles, before), "nothing is loaded from a damaged file"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_fifo_is_no_checkpoint(start, tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(StylizeError, match="not a regular file"):
+        start().run(checkpoint=tmp_path / "fifo")
+
+
+def test_a_checkpoint_that_fails_at_any_call_loses_nothing(start, tmp_path, monkeypatch):
+    """Wherever the disk fails, the training goes on later, and ends with the same bits."""
+    path, settings = tmp_path / "checkpoint.safetensors", replace(TINY, steps=2, batch=1)
+    build = lambda: start(settings, frozen=True)  # noqa: E731
+    build().run(checkpoint=path, should_stop=lambda: True)
+    first = path.read_bytes()
+    whole = build()
+    whole.run(checkpoint=path)
+    for at in range(1, 100):
+        path.write_bytes(first)
+        failure, training = None, build()
+        with monkeypatch.context() as patch:
+            faults = Faults(patch, at)
+            try:
+                training.run(checkpoint=path)
+            except StylizeError as error:
+                failure = str(error)
+        assert failure is None or "Input/output error" in failure
+        names = {file.name for file in tmp_path.iterdir()}
+        assert names <= {path.name, "photo.png"}, "no temporary file stays"
+        again = build()
+        again.run(checkpoint=path)
+        assert same(again, whole), faults.calls
+        if not faults.happened:
+            break
+    assert faults.calls.count("replace") == 1
 
 
 def test_training_moves_trunk_and_styles_towards_the_pictures(start):
-    training = start()
-    training.settings = TrunkSettings(steps=40, batch=3, size=32)
-    losses = [training.step()["style"].mean().item() for _ in range(40)]
+    losses = []
+    start(replace(TINY, steps=40, batch=3)).run(
+        on_step=lambda step, found: losses.append(found["style"])
+    )
     assert sum(losses[-5:]) < 0.93 * sum(losses[:5])
 
 
@@ -120,53 +200,45 @@ def test_style_distances_are_shares_of_a_photographs(start):
         assert distances.mean().item() == pytest.approx(UNTOUCHED, rel=1e-4)
 
 
-def test_each_sample_has_a_target_of_its_own():
-    features = [torch.randn(2, 4, 6, 6), torch.randn(2, 8, 3, 3)]
-    own = [style_statistics(layer) for layer in features]
-    assert style_distances(features, own).tolist() == [0, 0]
-    exchanged = [StyleStatistics(s.mean.flip(0), s.covariance.flip(0)) for s in own]
-    found = style_distances(features, exchanged)
-    expected = 0.0
-    for mine, other in zip(own, exchanged, strict=True):
-        for value, target in zip(mine, other, strict=True):
-            expected += ((value[0] - target[0]).norm() / target[0].norm()).item() ** 2
-    assert found[0].item() == pytest.approx(expected, rel=1e-5)
+def test_a_picture_may_have_a_size_and_a_weight_of_its_own(start):
+    picture = torch.rand(3, 48, 40)
+    pictures = {
+        "usual": StylePicture(picture),
+        "own": StylePicture(picture, style_size=42, content_weight=7.0),
+    }
+    training = start(pictures=pictures)
+    assert training.content_weights.tolist() == [TINY.content_weight, 7.0]
+    means = training.targets[0].mean
+    assert not torch.equal(means[0], means[1])
 
 
-def test_the_drawing_forgets_colour_brightness_and_contrast():
-    image = torch.rand(2, 3, 8, 8) * 0.5
-    found = drawing(image)
-    torch.testing.assert_close(drawing(0.6 * image + 0.2), found)
-    torch.testing.assert_close(found.mean((1, 2, 3)), torch.full((2,), 0.5))
-    assert torch.equal(found[:, 0], found[:, 2])
-    assert torch.isfinite(drawing(torch.zeros(1, 3, 8, 8))).all()
+def test_a_loss_that_runs_away(start):
+    with pytest.raises(StylizeError, match="choose a lower rate"):
+        start(replace(TINY, content_weight=1e38, palette_weight=1e38)).run()
 
 
-def test_colours_of_the_picture_cost_nothing():
-    random = torch.Generator().manual_seed(0)
-    picture = torch.tensor([[0.2, 0.9], [0.4, 0.1], [0.0, 0.6]]).view(3, 1, 2).expand(3, 16, 2)
-    palette = palette_of(picture)
-    assert palette.shape == (PALETTE, 3)
-    assert palette.unique(dim=0).shape == (2, 3)
-    same = picture.repeat(1, 1, 4).unsqueeze(0)
-    found = palette_distances(same, palette.unsqueeze(0), random)
-    torch.testing.assert_close(found, torch.zeros(1), rtol=0, atol=1e-5)
-    # Off by 0.1 in one channel, as a share of the variance of the two colours.
-    found = palette_distances(same + torch.tensor([0, 0.1, 0]).view(3, 1, 1), palette[None], random)
-    variance = (0.7**2 + 0.3**2 + 0.6**2) / 4
-    torch.testing.assert_close(found, torch.tensor([0.01 / variance]), rtol=1e-3, atol=1e-5)
+def test_a_picture_that_is_too_small(start):
+    with pytest.raises(StylizeError, match=r"9x40 pixels as it is compared; .* at least 32"):
+        start(pictures={"flat": StylePicture(torch.rand(3, 40, 9))})
 
 
-def test_pictures_and_photographs_move_alike():
-    random = torch.Generator().manual_seed(0)
-    image = torch.arange(2 * 3 * 12 * 10.0).view(2, 3, 12, 10)
-    places = set()
-    for _ in range(60):
-        first, second = moved([image, image + 1], random)
-        assert first.shape == (2, 3, 12 - JITTER, 10 - JITTER)
-        assert torch.equal(first + 1, second)
-        places.add(first[0, 0, 0, 0].item())
-    assert places == {10.0 * row + column for row in range(4) for column in range(4)}
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"batch": 0},
+        {"size": 30},
+        {"size": 16},
+        {"style_size": 8},
+        {"lr": float("nan")},
+        {"style_lr": -1.0},
+        {"seed": -1},
+        {"tv_weight": float("inf")},
+    ],
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(StylizeError, match="is needed"):
+        TrainingSettings(**wrong)
 
 
 def test_the_learning_rate_climbs_and_falls():
@@ -175,19 +247,3 @@ def test_the_learning_rate_climbs_and_falls():
     assert rates[0] < rates[1] < rates[2]
     assert rates[2] > rates[3] > rates[4]
     assert rates[4] == pytest.approx(0.02, rel=0.01)
-
-
-def test_tinted_photographs_stay_in_range():
-    photographs = torch.rand(8, 3, 8, 8)
-    random = torch.Generator().manual_seed(0)
-    found = tinted(photographs, random)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert not torch.equal(found, photographs)
-
-
-def test_a_picture_has_the_photographs_size(start):
-    training = start()
-    image = torch.rand(3, 13, 22)
-    found = paint(training.trunk, image, training.styles[0].detach())
-    assert found.shape == image.shape

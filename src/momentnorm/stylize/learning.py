@@ -86,10 +86,10 @@ def learn(
     return _styles(training)[0] if found else None
 
 
-def mean_style(trunk: Trunk) -> Tensor:
-    """Style to start from, (S,): the mean of the bundled ones, or an untrained one elsewhere."""
+def mean_style(trunk: Trunk) -> Tensor | None:
+    """Mean of the bundled styles, (S,); None for another trunk than the bundled one."""
     if trunk_identity(trunk) != trunk_identity(load_trunk()):
-        return trunk.new_style()
+        return None
     vectors = [load_style(FOLDER / f"{name}.safetensors").vector for name in bundled_styles()]
     return torch.stack(vectors).mean(0)
 

@@ -108,6 +108,7 @@ def _learned(path: Path, device: torch.device) -> Style | None:
         lambda **watched: learn(
             picture,
             content,
+            LEARN,
             trunk=trunk,
             features=features,
             checkpoint=checkpoint,

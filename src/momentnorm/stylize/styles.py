@@ -25,7 +25,7 @@ STYLE = Kind(
     "a style",
     "learn one from a picture: momentnorm stylize learn PICTURE -o FILE.safetensors",
 )
-#: Weights of a blend may exceed a sum of 1 by this much: 0.1 ten times is more than 1.
+#: A sum of weights this close to 1 is 1, since ten times 0.1 is not exactly 1 in binary.
 _SLACK = 1e-6
 
 
@@ -154,5 +154,5 @@ def blend(parts: Sequence[tuple[Style, float]]) -> Style:
         first.trunk,
         picture=" and ".join(style.picture for style, _ in parts),
         name="+".join(style.name for style, _ in parts),
-        strength=min(1.0, total),
+        strength=1.0 if total > 1 - _SLACK else total,
     )
