@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MARGIN = 16
 
 #: Peak memory of a pass through a trunk, bytes per pixel and unit of width (measured).
-BYTES_PER_PIXEL = 16
+BYTES_PER_PIXEL = 8
 
 
 def stylize(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..support.arguments import add_device, find_device
+from ..support.packages import require
 from ..support.terminal import print_path, progress, say
 from .apply import stylize
 from .content import Crops, content_files, read_first
@@ -113,6 +114,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    require("matplotlib", "stylize compare")
     out = Path(arguments.out)
     settings = read_settings(arguments, DEFAULTS)
     if arguments.quick:

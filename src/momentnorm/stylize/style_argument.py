@@ -117,7 +117,8 @@ def _learned(path: Path, device: torch.device) -> Style | None:
             **watched,
         ),
     )
-    if style is not None:
-        save_style(style, kept)
-        checkpoint.unlink(missing_ok=True)
-    return style
+    if style is None:
+        return None
+    save_style(style, kept)
+    checkpoint.unlink(missing_ok=True)
+    return load_style(kept)  # in the precision that later runs have
