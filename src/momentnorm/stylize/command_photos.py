@@ -64,8 +64,6 @@ def plan(sources: list[str], out: Path, force: bool) -> list[Job]:
         jobs = [Job(files[0], out)]
     if not force:
         _refuse_to_replace(jobs)
-    if several:
-        make_folder(out)
     return jobs
 
 
@@ -97,10 +95,11 @@ def run(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.strength <= 1:
         raise StylizeError(f"--strength is between 0 and 1, not {arguments.strength}")
     device = find_device(arguments.device)
+    jobs = plan(arguments.photos, Path(arguments.out), arguments.force)
     style = style_of(arguments.style, device)
     if style is None:  # learning it was stopped
         return 130
-    jobs = plan(arguments.photos, Path(arguments.out), arguments.force)
+    make_folder(jobs[0].target.parent)
     failed: list[str] = []
     with progress() as bar:
         task = bar.add_task("stylizing", total=len(jobs))

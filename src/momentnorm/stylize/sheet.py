@@ -51,7 +51,7 @@ def style_sheet(photograph: Tensor, path: Path) -> None:
         cells.append((f"{name}: picture", to_tensor(draw(name, 2 * CELL))))
         cells.append((name, stylize(seen, load_style(name))))
     rows = [cells[first : first + COLUMNS] for first in range(0, len(cells), COLUMNS)]
-    save_sheet(rows, path)
+    save_sheet(rows, path, CELL)
 
 
 def example() -> Tensor:
