@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,7 @@ def grain(count: int, height: int, width: int, random: torch.Generator) -> Tenso
         noise = torch.randn(count, 1, *size, generator=random)
         noise = F.interpolate(noise, scale_factor=float(blob), mode="nearest")
         total = total + noise[..., :height, :width]
-    return total / len(BLOBS) ** 0.5
+    return total / math.sqrt(len(BLOBS))
 
 
 def still_grain(height: int, width: int) -> Tensor:
