@@ -1,4 +1,4 @@
-"""``momentnorm stylize compare``: the same training with two norms, as numbers and pictures."""
+"""``momentnorm stylize compare``: one training with two norms, as numbers and pictures."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ TEST_SIZE = 256
 
 
 class Finding(NamedTuple):
-    """The style loss of pictures of photographs whose contrast was changed."""
+    """Style loss of pictures of photographs with a changed contrast."""
 
     norm: str
     contrast: float
@@ -52,7 +52,7 @@ class Finding(NamedTuple):
 
 
 def change_contrast(image: Tensor, factor: float) -> Tensor:
-    """About mid-grey: 0.5 + factor (image - 0.5)."""
+    """Image with its contrast changed about mid-grey: 0.5 + factor (image - 0.5)."""
     return 0.5 + factor * (image - 0.5)
 
 
@@ -74,7 +74,7 @@ def measure_changes(
     photographs: Sequence[Tensor],
     changes: Sequence[Callable[[Tensor], Tensor]],
 ) -> tuple[list[float], list[list[Tensor]]]:
-    """For each change of the photographs the mean style loss over them, and the pictures.
+    """Measure each change of the photographs: the mean style loss over them, and the pictures.
 
     Args:
         style_image: (3, H, W) in [0, 1], at the size at which it was trained for.
@@ -99,7 +99,7 @@ def measure_contrast(
     photographs: Sequence[Tensor],
     contrasts: Sequence[float] = CONTRASTS,
 ) -> tuple[list[float], list[list[Tensor]]]:
-    """:func:`measure_changes` of the contrast."""
+    """Measure changes of the contrast, as :func:`measure_changes` does."""
     changes = [functools.partial(change_contrast, factor=contrast) for contrast in contrasts]
     return measure_changes(network, features, style_image, photographs, changes)
 
@@ -174,7 +174,7 @@ def _train(
     bar: Progress,
     task: TaskID,
 ) -> tuple[Network, list[dict[str, Any]]]:
-    """The trained network, and the losses of its steps."""
+    """Train a network; also the losses of its steps."""
     history: list[dict[str, Any]] = []
 
     def on_step(step: int, losses: Losses, network: Network) -> None:
@@ -253,7 +253,7 @@ def plot(
 
 
 def smoothed(values: Sequence[float], half_life: float = 10.0) -> list[float]:
-    """An exponential average whose first values are not drawn towards zero."""
+    """Exponential average, corrected so that the first values do not tend to zero."""
     keep = 0.5 ** (1 / half_life)
     total = weight = 0.0
     result = []

@@ -1,4 +1,4 @@
-"""Style pictures drawn by code: free of anybody's rights, and the same on every machine."""
+"""Style pictures drawn by code. They have no other owner, and are equal on every machine."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Artwork(NamedTuple):
     """A style picture.
 
     Args:
-        draw: makes the picture, (size, size, 3) in [0, 1], of this size.
-        title: what it shows.
-        seen: the size at which the trunk's training compares it: the larger, the broader strokes.
-        content: weight of the photograph in the trunk's training: the larger, the more readable.
+        draw: function that draws the picture at a size, (size, size, 3) in [0, 1].
+        title: description of the picture.
+        seen: size at which a training compares it. A larger size gives broader strokes.
+        content: weight of the photograph in a training. A larger weight keeps more of it readable.
     """
 
     draw: Callable[[int], Array]
@@ -55,7 +55,7 @@ ARTWORKS: dict[str, Artwork] = {
 
 
 def draw(name: str, size: int = 512) -> NDArray[np.uint8]:
-    """The style picture of this name, (size, size, 3)."""
+    """Draw the style picture of this name, (size, size, 3)."""
     if name not in ARTWORKS:
         raise StylizeError(
             f"no style picture is named {name!r}: choose one of {', '.join(ARTWORKS)}"

@@ -1,4 +1,4 @@
-"""What the style pictures are made of: colours, noise, shapes and brush strokes."""
+"""Pieces of style pictures: colours, noise, shapes and brush strokes."""
 
 from __future__ import annotations
 
