@@ -12,10 +12,10 @@ SEED ?= $(shell date +%s)
 .PHONY: demo test fuzz fuzz-kernels lint bench kernels-report wheel clean
 .DELETE_ON_ERROR:
 
-demo: $(INSTALLED)
+demo: .venv/.demo
 	mkdir -p out
-	$(BIN)/momentnorm stylize skimage:astronaut --style mosaic -o out/astronaut-mosaic.jpg --force
-	@echo "The stylized photograph: out/astronaut-mosaic.jpg"
+	$(BIN)/momentnorm stylize --list skimage:astronaut -o out/astronaut-styles.jpg --force
+	@echo "A photograph in every bundled style: out/astronaut-styles.jpg"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n auto --dist worksteal
@@ -63,6 +63,12 @@ clean:
 $(INSTALLED): pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+# The demo installs less than development: no tools and no other applications' packages.
+.venv/.demo: pyproject.toml constraints.txt $(KERNELS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) -e '.[demo]'
 	touch $@
 
 # The runtimes that the benchmarks compare with.

@@ -10,11 +10,12 @@ import itertools
 import pytest
 
 from fuzz.targets import CORPUS, TARGETS
-from momentnorm.stylize import Network
+from momentnorm.stylize import Trunk
 
 #: Number of damaged files for each target, about one second of work.
 CASES = {
     "style": 40,
+    "trunk": 40,
     "checkpoint": 60,
     "image": 300,
     "npy": 300,
@@ -30,13 +31,13 @@ INPUTS = sorted(CORPUS.glob("*/*"))
 
 @pytest.mark.parametrize("path", INPUTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_inputs_that_failed_once(path, tmp_path, monkeypatch):
-    _forbid_large_networks(monkeypatch)
+    _forbid_large_trunks(monkeypatch)
     TARGETS[path.parent.name].run(path.read_bytes(), tmp_path)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files(name, tmp_path, monkeypatch):
-    _forbid_large_networks(monkeypatch)
+    _forbid_large_trunks(monkeypatch)
     target = TARGETS[name]
     for content in itertools.islice(target.cases(0, tmp_path), CASES[name]):
         target.run(content, tmp_path)
@@ -52,13 +53,13 @@ def test_files_without_damage_are_taken(name, tmp_path):
         target.use(path)
 
 
-def _forbid_large_networks(monkeypatch):
-    """Fail where a small file leads to a large network in memory."""
-    initialize = Network.__init__
+def _forbid_large_trunks(monkeypatch):
+    """Fail where a small file leads to a large trunk in memory."""
+    initialize = Trunk.__init__
 
-    def small(self, architecture):
-        initialize(self, architecture)
+    def small(self, shape):
+        initialize(self, shape)
         memory = sum(p.nbytes for p in self.parameters() if p.device.type != "meta")
         assert memory < 100_000, "the network is larger than its file"
 
-    monkeypatch.setattr(Network, "__init__", small)
+    monkeypatch.setattr(Trunk, "__init__", small)

@@ -28,8 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "numpy": {"core", "functional"},
     "keras": {"functional"},
     "deployment": {"core", "functional", "layers", "support"},
-    "stylize": {"", "layers", "models", "support"},
-    "studies": {"", "core", "functional", "layers", "stylize", "support"},
+    "stylize": {"core", "functional", "layers", "support"},
+    "studies": {"core", "functional", "layers", "stylize", "support"},
     "cli": {"support"},  # and the module of the command that runs
     "__main__": {"cli"},
     "": {"core", "functional", "layers", "models", "moments", "explainer", "deployment", "tiles"},

@@ -21,16 +21,18 @@ from momentnorm import load_legacy
 from momentnorm.explainer import ExplainError, files
 from momentnorm.studies import STUDIES, StudyError, page
 from momentnorm.stylize import (
-    Architecture,
-    Network,
     Style,
     StylizeError,
+    Trunk,
+    TrunkShape,
     load_style,
+    load_trunk,
     read_photo,
     save_style,
+    save_trunk,
     stylize,
-    trainer,
 )
+from momentnorm.stylize.checkpoints import Checkpoint
 
 from . import mutate
 
@@ -83,64 +85,79 @@ class Target:
             assert not self.one_line or (message.isprintable() and len(message) < 1000), message
 
 
-def tiny_network(norm="instance"):
+@functools.cache
+def tiny_trunk():
     torch.manual_seed(0)
-    return Network(Architecture(norm, width=1, blocks=0))
+    return Trunk(TrunkShape(width=1, blocks=0)).requires_grad_(False)
 
 
 def _styles(folder):
     path = folder / "seed.safetensors"
+    save_style(Style(tiny_trunk().new_style(), tiny_trunk(), picture="waves"), path)
+    return [path.read_bytes()]
+
+
+def _use_style(path):
+    style = load_style(path, tiny_trunk())
+    assert list(load_file(path)) == ["style"]
+    assert style.vector.dtype == torch.float32
+    assert torch.isfinite(style.vector).all()
+    assert stylize(torch.rand(3, 8, 8), style).shape == (3, 8, 8)
+
+
+def _trunks(folder):
+    path = folder / "seed.safetensors"
     found = []
-    for norm in ("instance", "batch", "none"):
-        save_style(Style(tiny_network(norm).eval(), picture="waves", training={"steps": 3}), path)
+    for blocks in (0, 1):
+        save_trunk(Trunk(TrunkShape(width=1, blocks=blocks)), path)
         found.append(path.read_bytes())
     return found
 
 
-def _use_style(path):
-    style = load_style(path)
-    for name, value in load_file(path).items():
-        assert value.is_floating_point() or name.endswith("num_batches_tracked"), name
-    for name, value in style.network.state_dict().items():
-        assert value.dtype in (torch.float32, torch.int64), name
+def _use_trunk(path):
+    trunk = load_trunk(path)
+    for name, value in trunk.state_dict().items():
+        assert value.dtype == torch.float32, name
         assert torch.isfinite(value).all(), name
-    assert stylize(torch.rand(3, 8, 8), style).shape == (3, 8, 8)
+    assert trunk(torch.rand(1, 3, 8, 8), trunk.new_style()).shape == (1, 3, 8, 8)
 
 
 _IDENTITY = json.dumps({"steps": 6})
 
 
 def _training():
-    network = tiny_network()
-    return network, torch.optim.Adam(network.parameters())
+    torch.manual_seed(0)
+    trunk = Trunk(TrunkShape(width=1, blocks=0))
+    optimizer = torch.optim.Adam(trunk.parameters())
+    return trunk, optimizer, Checkpoint(_IDENTITY, trunk.state_dict(), optimizer)
 
 
-def _step(network, optimizer):
-    for parameter in network.parameters():
+def _step(trunk, optimizer):
+    for parameter in trunk.parameters():
         parameter.grad = torch.full_like(parameter, 0.5)
     optimizer.step()
 
 
 def _checkpoints(folder):
     path = folder / "seed.safetensors"
-    network, optimizer = _training()
-    _step(network, optimizer)
-    trainer._save(path, _IDENTITY, network, optimizer, 1)
+    trunk, optimizer, checkpoint = _training()
+    _step(trunk, optimizer)
+    checkpoint.save(path, 1)
     return [path.read_bytes()]
 
 
 def _use_checkpoint(path):
-    network, optimizer = _training()
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    trunk, optimizer, checkpoint = _training()
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
     try:
-        done = trainer._resume(path, _IDENTITY, network, optimizer, 6)
+        done = checkpoint.load(path, 6)
     except StylizeError:
         assert not optimizer.state
-        for name, value in network.state_dict().items():
+        for name, value in trunk.state_dict().items():
             assert torch.equal(value, before[name]), name
         raise
     assert 1 <= done <= 6
-    _step(network, optimizer)
+    _step(trunk, optimizer)
 
 
 def _images(folder):
@@ -259,6 +276,7 @@ _input = functools.partial(Target, use=_use_input, refuses=(ExplainError,))
 
 TARGETS = {
     "style": Target(".safetensors", _styles, _use_style, (StylizeError,), header=True),
+    "trunk": Target(".safetensors", _trunks, _use_trunk, (StylizeError,), header=True),
     "checkpoint": Target(
         ".safetensors", _checkpoints, _use_checkpoint, (StylizeError,), header=True
     ),

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from momentnorm.cli import main
-from momentnorm.stylize import Style, save_style
-from support.stylize_samples import pixels, small_network
+from momentnorm.stylize import save_style, save_trunk
+from support.stylize_samples import pixels, small_style
 
 
 class Outcome(NamedTuple):
@@ -50,9 +50,13 @@ def fails(run):
 
 @pytest.fixture
 def style_file(tmp_path) -> Path:
-    path = tmp_path / "small.safetensors"
-    save_style(Style(small_network(), picture="nothing"), path)
-    return path
+    """A style of a small trunk, which is in the same folder."""
+    folder = tmp_path / "styles"
+    folder.mkdir()
+    style = small_style()
+    save_trunk(style.trunk, folder / "trunk.safetensors")
+    save_style(style, folder / "small.safetensors")
+    return folder / "small.safetensors"
 
 
 @pytest.fixture
@@ -60,3 +64,13 @@ def photo_file(tmp_path) -> Path:
     path = tmp_path / "photo.png"
     Image.fromarray(pixels(40, 52)).save(path)
     return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three photographs to learn on."""
+    folder = tmp_path / "content"
+    folder.mkdir()
+    for index, size in enumerate(((50, 70), (32, 90), (100, 64))):
+        Image.fromarray(pixels(*size, seed=index)).save(folder / f"{index}.png")
+    return folder

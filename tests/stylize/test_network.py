@@ -9,17 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from momentnorm import InstanceNorm2d
-from momentnorm.stylize import (
-    Architecture,
-    Network,
-    StylizeError,
-    bundled_styles,
-    load_style,
-    read_photo,
-    stylize,
-)
+from momentnorm.stylize import StylizeError, stylize
 from momentnorm.stylize.apply import reflected
-from momentnorm.stylize.network import NORMS
+from momentnorm.stylize.network import NORMS, Architecture, Network
 from support.stylize_samples import small_network
 
 
@@ -55,18 +47,6 @@ def test_batch_norm_sees_them():
         network.train()(x)  # running statistics of this very photograph
         network.eval()
         assert (network(0.5 * x + 0.25) - network(x)).abs().max() > 0.05
-
-
-@pytest.mark.parametrize("style", bundled_styles())
-def test_bundled_styles_do_not_see_contrast(style):
-    pytest.importorskip("skimage")
-    photo = read_photo("skimage:astronaut").rgb[:, 100:228, 160:292]
-    loaded = load_style(style)
-    picture = stylize(photo, loaded)
-    fainter = stylize(0.25 + 0.5 * photo, loaded)
-    # float32, with eps 1e-5 beside variances of features; 1/255 is one step of a byte.
-    assert (picture - fainter).abs().mean() < 0.5 / 255
-    assert (picture - fainter).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -1,10 +1,7 @@
-"""Style files: what is saved comes back, and nothing else is accepted."""
+"""Style and trunk files: what is saved comes back, and nothing else is accepted. Blends."""
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import json
 import pickle
 
 import pytest
@@ -13,52 +10,46 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from momentnorm.stylize import (
-    Network,
-    Settings,
     Style,
     StylizeError,
-    bundled_styles,
+    Trunk,
+    TrunkShape,
+    blend,
     load_style,
+    load_trunk,
     save_style,
+    save_trunk,
     stylize,
 )
-from momentnorm.stylize.artworks import ARTWORKS, draw
-from momentnorm.stylize.bundle import RECIPES
-from momentnorm.stylize.command_train import add_settings, read_settings
-from momentnorm.stylize.network import NORMS
-from momentnorm.stylize.styles import FOLDER
-from support.stylize_samples import small_network
+from momentnorm.stylize.trunk_files import trunk_identity
+from support.stylize_samples import SHAPE, random_vectors, small_style, small_trunk
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_there_and_back(tmp_path, norm):
-    network = small_network(norm)
-    path = tmp_path / "a.safetensors"
-    save_style(Style(network, picture="waves", training={"seed": 3}), path)
-    style = load_style(path)
-    assert style.name == "a"
-    assert style.picture == "waves"
-    assert style.training == {"seed": 3}
-    assert style.license.startswith("Apache-2.0")
-    assert style.network.architecture == network.architecture
-    assert not style.network.training
+def test_there_and_back(style_file):
+    style, found = small_style(), load_style(style_file)
+    assert torch.equal(found.vector, style.vector.half().float())
+    assert (found.name, found.picture) == ("small", "nothing")
+    assert found.license.startswith("Apache-2.0")
+    assert trunk_identity(found.trunk) == trunk_identity(style.trunk)
+    for key, value in style.trunk.state_dict().items():
+        assert torch.equal(found.trunk.state_dict()[key], value.half().float())
     image = torch.rand(3, 16, 20)
-    torch.testing.assert_close(stylize(image, style), stylize(image, network), rtol=0, atol=0.01)
+    torch.testing.assert_close(stylize(image, found), stylize(image, style), rtol=0, atol=0.05)
 
 
 def test_the_same_style_is_the_same_bytes(tmp_path):
     for name in ("a", "b"):
-        style = Style(small_network(), picture="waves ♪", training={"b": 1, "a": 2})
+        (vector,) = random_vectors(1)
+        style = Style(vector, small_trunk(), picture="waves ♪")
         save_style(style, tmp_path / f"{name}.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         assert file.metadata()["picture"] == "waves ♪"
-        assert json.loads(file.metadata()["training"]) == {"a": 2, "b": 1}
-        assert all(file.get_tensor(key).dtype == torch.float16 for key in file.keys())  # noqa: SIM118
+        assert file.get_tensor("style").dtype == torch.float16
 
 
 def rewritten(path, tensors=None, **changes):
-    """The style file with other tensors or metadata."""
+    """The file with other tensors or metadata."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     metadata = {k: v for k, v in (metadata | changes).items() if v is not None}
@@ -73,16 +64,8 @@ def rewritten(path, tensors=None, **changes):
         ({"version": "2"}, "pip install --upgrade momentnorm"),
         ({"version": "new"}, "no version"),
         ({"version": None}, "no version"),
-        ({"norm": "weight"}, "metadata is damaged"),
-        ({"width": None}, "metadata is damaged"),
-        ({"width": "four"}, "metadata is damaged"),
-        ({"width": "1000000"}, "metadata is damaged"),
-        ({"training": "{"}, "metadata is damaged"),
-        ({"training": "[1]"}, "metadata is damaged"),
-        ({"width": "8"}, "has shape"),
-        ({"blocks": "2"}, "is missing"),
-        ({"blocks": "0"}, "does not belong here"),
-        ({"norm": "batch"}, "is missing"),
+        ({"trunk": "0123"}, "belongs to another trunk; learn one"),
+        ({"trunk": None}, "belongs to another trunk; learn one"),
     ],
 )
 def test_wrong_metadata(style_file, changes, says):
@@ -90,78 +73,87 @@ def test_wrong_metadata(style_file, changes, says):
         load_style(rewritten(style_file, **changes))
 
 
-def test_weights_that_are_not_finite(style_file):
-    tensors = load_file(style_file)
-    tensors["leave.bias"][1] = float("nan")
-    with pytest.raises(StylizeError, match=r"leave\.bias is not finite"):
-        load_style(rewritten(style_file, tensors))
-
-
-def tensors_with(name, change):
-    def changed(tensors):
-        return tensors | {name: change(tensors[name])}
-
-    return changed
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"format": "something"}, "not a trunk file"),
+        ({"width": "1000000"}, "metadata is damaged"),
+        ({"width": None}, "metadata is damaged"),
+        ({"blocks": "four"}, "metadata is damaged"),
+        ({"width": "8"}, "has shape"),
+        ({"blocks": "3"}, "is missing"),
+        ({"blocks": "0"}, "does not belong here"),
+    ],
+)
+def test_wrong_metadata_of_a_trunk(style_file, changes, says):
+    with pytest.raises(StylizeError, match=says):
+        load_trunk(rewritten(style_file.parent / "trunk.safetensors", **changes))
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (tensors_with("leave.bias", lambda x: x.to(torch.complex64)), "leave.bias is of dtype C64"),
-        (tensors_with("leave.bias", lambda x: x.to(torch.int32)), "leave.bias is of dtype I32"),
-        (tensors_with("leave.weight", lambda x: x > 0), "leave.weight is of dtype BOOL"),
-        (tensors_with("leave.bias", lambda x: x.to(torch.float8_e5m2)), "is of dtype F8_E5M2"),
-        (
-            tensors_with("leave.bias", lambda x: torch.full_like(x, 1e300, dtype=torch.float64)),
-            "leave.bias is not finite in float32",
-        ),
-        (tensors_with("leave.bias", lambda x: x[:2]), "leave.bias has shape (2,), not (3,)"),
-        (lambda tensors: tensors | {"\x1b[2J": torch.zeros(1)}, r"\x1b[2J does not belong here"),
+        (lambda x: x.to(torch.complex64), "style is of dtype C64"),
+        (lambda x: x.to(torch.int32), "style is of dtype I32"),
+        (lambda x: x > 0, "style is of dtype BOOL"),
+        (lambda x: x.to(torch.float8_e5m2), "is of dtype F8_E5M2"),
+        (lambda x: torch.full_like(x, 1e300, dtype=torch.float64), "not finite in float32"),
+        (lambda x: x / 0, "style is not finite"),
+        (lambda x: x[:2], "style has shape (2,), not"),
     ],
 )
-def test_tensors_that_a_network_cannot_have(fails, tmp_path, photo_file, style_file, change, says):
-    path = rewritten(style_file, change(load_file(style_file)))
+def test_tensors_that_a_style_cannot_have(fails, tmp_path, photo_file, style_file, change, says):
+    path = rewritten(style_file, {"style": change(load_file(style_file)["style"])})
     fails(photo_file, "--style", path, "-o", tmp_path / "out.png", says=(str(path), says))
+
+
+def test_names_of_tensors_are_escaped(fails, tmp_path, photo_file, style_file):
+    path = rewritten(style_file, load_file(style_file) | {"\x1b[2J": torch.zeros(1)})
+    says = r"\x1b[2J does not belong here"
+    fails(photo_file, "--style", path, "-o", tmp_path / "out.png", says=says)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_every_precision_is_read_as_float32(style_file, dtype):
-    before = load_style(style_file).network.state_dict()
-    tensors = {name: value.to(dtype) for name, value in load_file(style_file).items()}
-    after = load_style(rewritten(style_file, tensors)).network.state_dict()
-    with open(style_file, "r+b") as file:  # the network is not the file's memory
+    before = load_style(style_file).vector
+    after = load_style(rewritten(style_file, {"style": before.to(dtype)})).vector
+    with open(style_file, "r+b") as file:  # the vector is not the file's memory
         file.write(b"\xff" * style_file.stat().st_size)
-    for name, value in after.items():
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value, before[name], rtol=2**-8, atol=0)
+    assert after.dtype == torch.float32
+    torch.testing.assert_close(after, before, rtol=2**-8, atol=0)
 
 
-def test_what_a_file_claims_costs_nothing(style_file, monkeypatch):
-    """A small file that claims the largest network is refused before there is such a network."""
+def test_a_size_that_a_trunk_file_claims_costs_nothing(style_file, monkeypatch):
+    """A small file that claims the largest trunk is refused before there is such a trunk."""
     made = []
 
-    class Recorded(Network):
-        def __init__(self, architecture):
-            super().__init__(architecture)
+    class Recorded(Trunk):
+        def __init__(self, shape):
+            super().__init__(shape)
             made.append({parameter.device.type for parameter in self.parameters()})
 
-    monkeypatch.setattr("momentnorm.stylize.styles.Network", Recorded)
+    monkeypatch.setattr("momentnorm.stylize.trunk_files.Trunk", Recorded)
     with pytest.raises(StylizeError, match="is missing"):
-        load_style(rewritten(style_file, width="256", blocks="64"))
+        load_trunk(rewritten(style_file.parent / "trunk.safetensors", width="256", blocks="64"))
     assert made == [{"meta"}]
-    load_style(rewritten(style_file, width="4", blocks="1"))
 
 
-@pytest.mark.parametrize("brackets", ["[", '{"a":'])
-def test_metadata_of_brackets(fails, tmp_path, photo_file, style_file, brackets):
-    path = rewritten(style_file, training=brackets * 100_000)
-    fails(photo_file, "--style", path, "-o", tmp_path / "out.png", says="the metadata is damaged")
+def test_a_style_of_another_trunk_is_refused(style_file):
+    with pytest.raises(StylizeError, match="belongs to another trunk"):
+        load_style(style_file, small_trunk(seed=1))
+    with pytest.raises(StylizeError, match="belongs to another trunk"):
+        load_style(style_file, Trunk(TrunkShape(width=5, blocks=2)))
+    (style_file.parent / "trunk.safetensors").unlink()
+    with pytest.raises(StylizeError, match="belongs to another trunk"):
+        load_style(style_file)
 
 
-def test_files_that_are_not_styles(tmp_path):
+def test_files_that_are_not_styles(tmp_path, style_file):
     path = tmp_path / "a.safetensors"
-    with pytest.raises(StylizeError, match="give a style file or one of"):
+    with pytest.raises(StylizeError, match="give a style file, a picture, or one of"):
         load_style(path)
+    with pytest.raises(StylizeError, match="no such file"):
+        load_trunk(path)
     for content in (b"", b"hello, this is text", pickle.dumps({"a": 1}), b"\xff" * 64):
         path.write_bytes(content)
         with pytest.raises(StylizeError, match="not a style file"):
@@ -169,6 +161,8 @@ def test_files_that_are_not_styles(tmp_path):
     save_file({"weight": torch.zeros(3)}, path)
     with pytest.raises(StylizeError, match="safetensors, but not a style file"):
         load_style(path)
+    with pytest.raises(StylizeError, match="safetensors, but not a trunk file"):
+        load_trunk(style_file)
 
 
 def test_truncated_style(style_file):
@@ -177,54 +171,58 @@ def test_truncated_style(style_file):
         load_style(style_file)
 
 
-def test_bundled_styles_are_small_and_differ():
-    names = bundled_styles()
-    assert len(names) >= 3
-    image = torch.rand(3, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)
-    pictures = []
-    for name in names:
-        assert (FOLDER / f"{name}.safetensors").stat().st_size < 1_000_000
-        style = load_style(name)
-        assert style.network.architecture.norm == "instance"
-        assert style.picture == ARTWORKS[name].title
-        assert style.license.startswith("Apache-2.0")
-        pictures.append(stylize(image, style))
-    for i, picture in enumerate(pictures):
-        assert (picture - image).abs().mean() > 0.05
-        for other in pictures[:i]:
-            assert (picture - other).abs().mean() > 0.05
+def test_a_blend_is_the_average_of_vectors():
+    trunk = small_trunk()
+    first, second = small_style(1, trunk), small_style(2, trunk)
+    found = blend([(first, 0.75), (second, 0.25)])
+    torch.testing.assert_close(found.vector, 0.75 * first.vector + 0.25 * second.vector)
+    assert found.strength == 1
+    assert found.name == "style 1+style 2"
+    assert blend([(first, 0.1)] * 10).strength == 1
 
 
-@pytest.mark.parametrize("name", ARTWORKS)
-def test_drawn_pictures(name):
-    picture = draw(name, 96)
-    assert picture.shape == (96, 96, 3)
-    assert (picture == draw(name, 96)).all()
-    assert picture.std() > 20
-    small, large = draw(name, 64).mean((0, 1)), draw(name, 128).mean((0, 1))
-    assert abs(small - large).max() < 25, "the size changes the resolution, not the picture"
+def test_what_the_weights_leave_is_the_photograph():
+    trunk = small_trunk()
+    first, second = small_style(1, trunk), small_style(2, trunk)
+    image = torch.rand(3, 13, 18)
+    half = blend([(first, 0.25), (second, 0.25)])
+    whole = blend([(first, 0.5), (second, 0.5)])
+    picture = stylize(image, whole)
+    torch.testing.assert_close(stylize(image, half), (image + picture) / 2)
+    torch.testing.assert_close(stylize(image, half, strength=0.5), 0.75 * image + 0.25 * picture)
+    assert torch.equal(stylize(image, blend([(first, 1.0)])), stylize(image, first))
 
 
-@pytest.mark.parametrize("name", ARTWORKS)
-@pytest.mark.parametrize("size", [1, 2, 16])
-def test_pictures_of_a_few_pixels(name, size):
-    assert draw(name, size).shape == (size, size, 3)
+def test_wrong_blends():
+    trunk = small_trunk()
+    first, second = small_style(1, trunk), small_style(2, trunk)
+    for weights in ((0.6, 0.5), (0.0, 0.0)):
+        with pytest.raises(StylizeError, match="more than 0 and at most 1"):
+            blend(list(zip((first, second), weights, strict=True)))
+    for weights in ((-0.5, 1.0), (float("nan"), 0.5)):
+        with pytest.raises(StylizeError, match="numbers from 0 to 1"):
+            blend(list(zip((first, second), weights, strict=True)))
+    with pytest.raises(StylizeError, match="different trunks"):
+        blend([(first, 0.5), (small_style(2, small_trunk(seed=1)), 0.5)])
 
 
-def test_unknown_drawing():
-    with pytest.raises(StylizeError, match="mosaic"):
-        draw("nothing")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("shape", [(3, 1, 1), (3, 2, 9), (2, 3, 17, 30)])
+def test_any_size_and_precision(shape, dtype):
+    image, style = torch.rand(shape).to(dtype), small_style()
+    picture = stylize(image, style)
+    assert (picture.shape, picture.dtype) == (image.shape, dtype)
+    assert 0 <= picture.min() <= picture.max() <= 1
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_bundled_styles_were_trained_by_their_recipes(name):
-    parser = argparse.ArgumentParser()
-    add_settings(parser, Settings())
-    settings = read_settings(parser.parse_args(RECIPES[name]))
-    training = load_style(name).training
-    for key, value in dataclasses.asdict(settings).items():
-        assert training[key] == value, key
+def test_a_batch_is_its_images():
+    images, style = torch.rand(2, 3, 17, 22), small_style()
+    both = stylize(images, style)
+    for image, picture in zip(images, both, strict=True):
+        torch.testing.assert_close(stylize(image, style), picture, rtol=0, atol=1e-4)
 
 
-def test_every_bundled_style_has_a_recipe():
-    assert sorted(RECIPES) == bundled_styles()
+def test_the_trunks_file_is_the_trunk(tmp_path):
+    trunk = small_trunk(shape=SHAPE)
+    save_trunk(trunk, tmp_path / "trunk.safetensors")
+    assert trunk_identity(load_trunk(tmp_path / "trunk.safetensors")) == trunk_identity(trunk)

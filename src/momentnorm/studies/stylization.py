@@ -138,7 +138,7 @@ def train(
         network.train()
         found[f"held out {part}/{PARTS}"] = terms["loss"].item()
 
-    style = train_style(
+    network = train_style(
         world.picture,
         world.training_files,
         training,
@@ -146,8 +146,7 @@ def train(
         on_step=on_step,
         build=functools.partial(build, layers=layers),
     )
-    assert style is not None  # None is for a training that was stopped
-    return style.network, found
+    return network, found
 
 
 def _middle(image: Tensor, size: int) -> Tensor:

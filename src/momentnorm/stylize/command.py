@@ -1,4 +1,4 @@
-"""``momentnorm stylize``: options, and errors as one line."""
+"""``momentnorm stylize``: its commands, and errors as one line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..support.arguments import Parser, add_device, positive
 from ..support.terminal import answer, print_path
-from . import command_compare, command_photos, command_train, sheet
+from . import command_compare, command_learn, command_photos, command_train
 from .artworks import ARTWORKS, draw
 from .errors import PROGRAM
 from .images import Photo, check_output, to_tensor, write_photo
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _EPILOG = """\
-further commands, each with its own --help (a photograph of that name is written ./train):
-  momentnorm stylize train     train a style on a picture of yours
+further commands, each with its own --help (a photograph of that name is written ./learn):
+  momentnorm stylize learn     learn the style of a picture of yours, in minutes
+  momentnorm stylize train     train a new network for many styles, in hours
   momentnorm stylize draw      write one of the drawn style pictures
   momentnorm stylize compare   instance norm against batch norm: plot, pictures, numbers
 """
@@ -27,7 +28,7 @@ further commands, each with its own --help (a photograph of that name is written
 
 def main(argv: Sequence[str]) -> int:
     """Run ``momentnorm stylize``. The exit code is 0, 2 for wrong input, or 130 after Ctrl-C."""
-    commands = {"train": _train, "compare": _compare, "draw": _draw}
+    commands = {"learn": _learn, "train": _train, "compare": _compare, "draw": _draw}
 
     def action() -> int:
         return commands[argv[0]](argv[1:]) if argv and argv[0] in commands else _photos(argv)
@@ -35,8 +36,16 @@ def main(argv: Sequence[str]) -> int:
     return answer(PROGRAM, action, smaller="use a smaller --size or --batch")
 
 
+def _learn(argv: Sequence[str]) -> int:
+    parser = Parser(prog=f"{PROGRAM} learn", description="Learn the style of a picture.")
+    command_learn.add_arguments(parser)
+    return command_learn.run(parser.parse_args(argv))
+
+
 def _train(argv: Sequence[str]) -> int:
-    parser = Parser(prog=f"{PROGRAM} train", description="Train a style.")
+    parser = Parser(
+        prog=f"{PROGRAM} train", description="Train a network for many styles, one per picture."
+    )
     command_train.add_arguments(parser)
     return command_train.run(parser.parse_args(argv))
 
@@ -62,7 +71,7 @@ def _draw(argv: Sequence[str]) -> int:
 def _photos(argv: Sequence[str]) -> int:
     parser = Parser(
         prog=PROGRAM,
-        description="Photographs in the manner of a picture, each at its own size.",
+        description="Paint photographs in the style of a picture, each at its own size.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -73,7 +82,10 @@ def _photos(argv: Sequence[str]) -> int:
         help="an image file, a folder of them, or skimage:NAME (such as skimage:astronaut)",
     )
     parser.add_argument(
-        "--style", metavar="STYLE", help=f"a style file, or one of {', '.join(bundled_styles())}"
+        "--style",
+        metavar="STYLE",
+        help="a style, a style file, a picture to learn the style of, or a blend such as "
+        f"mosaic:0.6,swirl:0.4; styles: {', '.join(bundled_styles())}",
     )
     parser.add_argument(
         "-o", "--out", metavar="OUT", help="a file; with several photographs, a folder"
@@ -85,15 +97,14 @@ def _photos(argv: Sequence[str]) -> int:
     parser.add_argument("--keep-color", action="store_true", help="keep the photograph's colours")
     parser.add_argument("--force", action="store_true", help="replace files that are there")
     parser.add_argument(
-        "--list", action="store_true", help="print the styles; with -o, save a sheet of them"
+        "--list",
+        action="store_true",
+        help="print the styles; with -o, save a sheet: a PHOTO, or an example, in every style",
     )
     add_device(parser)
     arguments = parser.parse_args(argv)
     if arguments.list:
-        if arguments.out:
-            sheet.style_sheet(Path(arguments.out))
-        sheet.print_styles()
-        return 0
+        return command_photos.list_styles(arguments)
     for name, value in (
         ("a PHOTO", arguments.photos),
         ("--style", arguments.style),

@@ -1,4 +1,4 @@
-"""``momentnorm stylize compare``: the same training with two norms, as numbers and pictures."""
+"""``momentnorm stylize compare``: one training with two norms, as numbers and pictures."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from ..support.arguments import add_device, find_device
+from ..support.packages import require
 from ..support.terminal import print_path, progress, say
 from .apply import stylize
-from .command_train import add_settings, read_settings, read_style_picture
 from .content import Crops, content_files, read_first
 from .errors import PROGRAM
 from .features import RandomFeatures
 from .images import make_folder, whole_file
 from .losses import style_loss, style_statistics
 from .objective import scaled
+from .options import add_settings, read_settings, read_style_picture
 from .sheet import save_sheet
 from .trainer import CALIBRATION_BATCH, Losses, Settings, train
 
@@ -43,7 +44,7 @@ TEST_SIZE = 256
 
 
 class Finding(NamedTuple):
-    """The style loss of pictures of photographs whose contrast was changed."""
+    """Style loss of pictures of photographs with a changed contrast."""
 
     norm: str
     contrast: float
@@ -51,7 +52,7 @@ class Finding(NamedTuple):
 
 
 def change_contrast(image: Tensor, factor: float) -> Tensor:
-    """About mid-grey: 0.5 + factor (image - 0.5)."""
+    """Image with its contrast changed about mid-grey: 0.5 + factor (image - 0.5)."""
     return 0.5 + factor * (image - 0.5)
 
 
@@ -73,7 +74,7 @@ def measure_changes(
     photographs: Sequence[Tensor],
     changes: Sequence[Callable[[Tensor], Tensor]],
 ) -> tuple[list[float], list[list[Tensor]]]:
-    """For each change of the photographs the mean style loss over them, and the pictures.
+    """Measure each change of the photographs: the mean style loss over them, and the pictures.
 
     Args:
         style_image: (3, H, W) in [0, 1], at the size at which it was trained for.
@@ -98,7 +99,7 @@ def measure_contrast(
     photographs: Sequence[Tensor],
     contrasts: Sequence[float] = CONTRASTS,
 ) -> tuple[list[float], list[list[Tensor]]]:
-    """:func:`measure_changes` of the contrast."""
+    """Measure changes of the contrast, as :func:`measure_changes` does."""
     changes = [functools.partial(change_contrast, factor=contrast) for contrast in contrasts]
     return measure_changes(network, features, style_image, photographs, changes)
 
@@ -113,8 +114,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    require("matplotlib", "stylize compare")
     out = Path(arguments.out)
-    settings = read_settings(arguments)
+    settings = read_settings(arguments, DEFAULTS)
     if arguments.quick:
         smaller: dict[str, Any] = {
             name: value
@@ -123,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         }
         settings = dataclasses.replace(settings, **smaller)
     device = find_device(arguments.device)
-    picture, _ = read_style_picture(arguments.style)
+    picture = read_style_picture(arguments.style).rgb
     note = functools.cache(partial(say, PROGRAM))  # each photograph that is left out is named once
     training_files, photographs = hold_out(content_files(arguments.content), TEST_SIZE, note)
     tests = [photograph.to(device) for photograph in photographs]
@@ -172,18 +174,17 @@ def _train(
     bar: Progress,
     task: TaskID,
 ) -> tuple[Network, list[dict[str, Any]]]:
-    """The trained network, and the losses of its steps."""
+    """Train a network; also the losses of its steps."""
     history: list[dict[str, Any]] = []
 
     def on_step(step: int, losses: Losses, network: Network) -> None:
         history.append({"norm": settings.norm, "step": step, **losses})
         bar.update(task, completed=step, losses=f"style {losses['style']:.3f}")
 
-    style = train(
+    network = train(
         picture, files, settings, features=features, on_step=on_step, note=note, device=device
     )
-    assert style is not None  # nobody stops it
-    return style.network, history
+    return network, history
 
 
 def _rows(
@@ -252,7 +253,7 @@ def plot(
 
 
 def smoothed(values: Sequence[float], half_life: float = 10.0) -> list[float]:
-    """An exponential average whose first values are not drawn towards zero."""
+    """Exponential average, corrected so that the first values do not tend to zero."""
     keep = 0.5 ** (1 / half_life)
     total = weight = 0.0
     result = []

@@ -1,4 +1,4 @@
-"""``momentnorm stylize PHOTO...``: from files to files."""
+"""``momentnorm stylize PHOTO...``: photographs from files to files, and the list of styles."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from .images import (
     read_photo,
     write_photo,
 )
-from .styles import Style, load_style
+from .sheet import example, print_styles, style_sheet
+from .style_argument import style_of
+from .styles import Style
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +36,7 @@ class Job(NamedTuple):
 
 
 def plan(sources: list[str], out: Path, force: bool) -> list[Job]:
-    """Which file each photograph becomes. OUT is a folder where there can be several.
+    """Pairs of a photograph and its output file. OUT is a folder where there can be several.
 
     Raises:
         StylizeError: an unknown suffix, an empty folder, several photographs into one file, or a
@@ -62,8 +64,6 @@ def plan(sources: list[str], out: Path, force: bool) -> list[Job]:
         jobs = [Job(files[0], out)]
     if not force:
         _refuse_to_replace(jobs)
-    if several:
-        make_folder(out)
     return jobs
 
 
@@ -91,12 +91,15 @@ def _refuse_to_replace(jobs: list[Job]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """All photographs; one that fails does not stop the others."""
-    style = load_style(arguments.style)
+    """Paint all photographs. One that fails does not stop the others."""
     if not 0 <= arguments.strength <= 1:
         raise StylizeError(f"--strength is between 0 and 1, not {arguments.strength}")
     device = find_device(arguments.device)
     jobs = plan(arguments.photos, Path(arguments.out), arguments.force)
+    style = style_of(arguments.style, device)
+    if style is None:  # learning it was stopped
+        return 130
+    make_folder(jobs[0].target.parent)
     failed: list[str] = []
     with progress() as bar:
         task = bar.add_task("stylizing", total=len(jobs))
@@ -118,6 +121,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def list_styles(arguments: argparse.Namespace) -> int:
+    """Print the bundled styles; with ``-o``, save a sheet of a photograph in every style."""
+    if len(arguments.photos) > 1:
+        raise StylizeError("--list takes one PHOTO; leave the others out")
+    if arguments.out:
+        out = Path(arguments.out)
+        check_output(out)
+        check_folder_of(out)
+        source = arguments.photos[0] if arguments.photos else None
+        if not arguments.force:
+            _refuse_to_replace([Job(source or "", out)])
+        style_sheet(example() if source is None else read_photo(source).rgb, out)
+        print_path(out)
+    else:
+        print_styles()
+    return 0
+
+
 def _one(job: Job, style: Style, device: torch.device, arguments: argparse.Namespace) -> None:
     photo = read_photo(job.source, arguments.size)
     seen = photo.rgb.to(device)
@@ -130,6 +151,6 @@ def _one(job: Job, style: Style, device: torch.device, arguments: argparse.Names
 
 
 def _without_hidden(rgb: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """Whatever colour lies under full transparency is replaced by the mean of what is seen."""
+    """Replace colours under transparency, (3, H, W), by the mean colour of what is visible."""
     mean = (rgb * alpha).sum((1, 2)) / alpha.sum().clamp_min(1e-6)  # (3,)
     return rgb * alpha + mean.view(3, 1, 1) * (1 - alpha)

@@ -1,178 +1,116 @@
-"""``momentnorm stylize train``: a style file from a picture and photographs."""
+"""``momentnorm stylize train``: a new trunk, with a style for each of many pictures."""
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..support.arguments import add_device, find_device, positive
-from ..support.terminal import print_path, progress, say, stop_requested
-from .apply import stylize
-from .artworks import ARTWORKS, draw
-from .content import content_files, read_first
+from ..support.arguments import add_device, find_device
+from ..support.terminal import print_path, say
+from .artworks import ARTWORKS
+from .checkpoints import remove_checkpoint
+from .command_learn import with_bar, write_or_keep
+from .content import training_photographs
 from .errors import PROGRAM, StylizeError
-from .features import load_vgg
-from .images import Photo, check_folder_of, read_photo, to_tensor, write_photo
-from .network import NORMS, Network
-from .styles import save_style
-from .trainer import Losses, Settings, remove_checkpoint, train
+from .images import make_folder, photos_in
+from .learning import train
+from .loss_network import loss_network
+from .options import Previews, add_settings, add_training, read_settings, read_style_picture
+from .styles import Style, save_style
+from .trunk import TrunkShape
+from .trunk_files import TRUNK_NAME, save_trunk
+from .trunk_training import StylePicture, TrainingSettings
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection
+    from collections.abc import Sequence
 
-    from torch import Tensor
-
-PREVIEW_SIZE = 384
-
-_HELP = {
-    "norm": "the network's norm",
-    "width": "channels at full resolution",
-    "blocks": "residual blocks",
-    "steps": "number of steps",
-    "batch": "photographs a step",
-    "size": "side of a crop, pixels",
-    "lr": "learning rate of Adam at the start",
-    "content_weight": "weight of the content loss",
-    "style_weight": "weight of the style loss",
-    "sliced_weight": "weight of the sliced loss (colours, edges)",
-    "tv_weight": "weight of the total variation",
-    "style_size": "longer side to which the style picture is scaled: its strokes' size",
-    "seed": "of weights and crops",
-    "feature_seed": "of the random loss network",
-}
-
-
-def add_settings(
-    parser: argparse.ArgumentParser, defaults: Settings, without: Collection[str] = ()
-) -> None:
-    """An option for every field of :class:`Settings` but those."""
-    for field in dataclasses.fields(Settings):
-        if field.name in without:
-            continue
-        value = getattr(defaults, field.name)
-        parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=type(value),
-            default=value,
-            choices=tuple(NORMS) if field.name == "norm" else None,
-            metavar=None if field.name == "norm" else "N",
-            help=f"{_HELP[field.name]}; default {value}",
-        )
-
-
-def read_settings(arguments: argparse.Namespace) -> Settings:
-    names = [field.name for field in dataclasses.fields(Settings) if field.name in arguments]
-    return Settings(**{name: getattr(arguments, name) for name in names})
-
-
-def read_style_picture(name: str) -> tuple[Tensor, str]:
-    """A file's pixels, (3, H, W), or those of the drawn picture of this name; and what it is."""
-    if name in ARTWORKS and not Path(name).exists():
-        return to_tensor(draw(name)), ARTWORKS[name].title
-    return read_photo(name).rgb, Path(name).name
+DEFAULTS = TrainingSettings()
+SHAPE = TrunkShape()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--style",
+        "pictures",
+        nargs="+",
+        metavar="PICTURE",
+        help=f"image files, folders of them, or {', '.join(ARTWORKS)}",
+    )
+    parser.add_argument(
+        "-o",
+        "--out",
         required=True,
-        metavar="IMAGE",
-        help=f"the style picture: an image file, or {', '.join(ARTWORKS)}",
-    )
-    parser.add_argument(
-        "--content",
         metavar="FOLDER",
-        help="photographs to train on; default: those inside the scikit-image package",
+        help=f"{TRUNK_NAME} and a style for each picture; made if needed",
     )
-    parser.add_argument("-o", "--out", required=True, metavar="FILE", help="MY.safetensors")
-    parser.add_argument(
-        "--vgg",
-        metavar="FILE",
-        help="torchvision's state_dict of VGG-16 or VGG-19, to compare features of; "
-        "default: a random network, which needs no file",
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="where to save and from where to resume; default: beside OUT",
-    )
-    parser.add_argument(
-        "--checkpoint-every", type=positive, default=50, metavar="N", help="steps; default 50"
-    )
-    parser.add_argument("--restart", action="store_true", help="ignore an earlier checkpoint")
-    parser.add_argument(
-        "--preview-every", type=positive, metavar="N", help="write OUT-preview-STEP.png every N"
-    )
-    add_settings(parser, Settings())
+    parser.add_argument("--width", type=int, default=SHAPE.width, metavar="N")
+    parser.add_argument("--blocks", type=int, default=SHAPE.blocks, metavar="N")
+    add_training(parser, checkpoint_every=100)
+    add_settings(parser, DEFAULTS)
     add_device(parser)
+
+
+def read_pictures(names: Sequence[str]) -> dict[str, StylePicture]:
+    """Style pictures by the names that their styles will have.
+
+    Raises:
+        StylizeError: no such file, no image, or two pictures of one name.
+    """
+    files: list[str] = []
+    for name in names:
+        folder = Path(name)
+        files += [str(file) for file in photos_in(folder)] if folder.is_dir() else [name]
+    pictures: dict[str, StylePicture] = {}
+    for file in files:
+        name = Path(file).stem
+        if name in pictures or f"{name}.safetensors" == TRUNK_NAME:
+            raise StylizeError(f"{file}: a style is named {name!r} already; rename the file")
+        pictures[name] = read_style_picture(file)
+    if not pictures:
+        raise StylizeError(f"{names[0]}: no image files in this folder; check the name")
+    return pictures
 
 
 def run(arguments: argparse.Namespace) -> int:
     out = Path(arguments.out)
-    if out.suffix != ".safetensors":
-        raise StylizeError(f"{out}: a style file's name ends in .safetensors")
-    checkpoint = Path(arguments.checkpoint or out.with_suffix(".checkpoint.safetensors"))
-    for file in (out, checkpoint):
-        check_folder_of(file)
-        if file.is_dir():
-            raise StylizeError(f"{file}: is a folder; name a file")
-    if checkpoint.resolve() == out.resolve():
-        raise StylizeError(f"{checkpoint}: is the style file too; name another --checkpoint")
-    settings = read_settings(arguments)
+    checkpoint = Path(arguments.checkpoint or out / "checkpoint.safetensors")
+    settings = read_settings(arguments, DEFAULTS)
+    shape = TrunkShape(arguments.width, arguments.blocks)
     device = find_device(arguments.device)
-    picture, title = read_style_picture(arguments.style)
-    content = content_files(arguments.content)
-    features = load_vgg(arguments.vgg) if arguments.vgg else None
-    example = read_first(content, 1, PREVIEW_SIZE)[0][0] if arguments.preview_every else None
+    pictures = read_pictures(arguments.pictures)
+    content = training_photographs(arguments.content)
+    note = partial(say, PROGRAM)
+    features = loss_network(arguments.vgg, content, note)
+    make_folder(out)
+    previews = Previews(content, out / "styles", arguments.preview_every, device)
     if arguments.restart:
         remove_checkpoint(checkpoint)
-
-    last = 0
-    with progress("losses") as bar, stop_requested() as should_stop:
-        task = bar.add_task("training", total=settings.steps, losses="")
-
-        def on_step(step: int, losses: Losses, network: Network) -> None:
-            nonlocal last
-            last = step
-            bar.update(task, completed=step, losses=_losses_text(losses))
-            if example is not None and step % arguments.preview_every == 0:
-                network.eval()
-                preview = stylize(example.to(device), network).cpu()
-                network.train()
-                write_photo(Photo(preview), out.with_name(f"{out.stem}-preview-{step:05d}.png"))
-
-        style = train(
-            picture,
+    styles = with_bar(
+        settings,
+        checkpoint,
+        lambda **watched: train(
+            pictures,
             content,
             settings,
             features=features,
+            shape=shape,
             checkpoint=checkpoint,
             checkpoint_every=arguments.checkpoint_every,
-            on_step=on_step,
-            should_stop=should_stop,
-            note=partial(say, PROGRAM),
             device=device,
-            picture=title,
-        )
-    if style is None:
-        say(
-            PROGRAM,
-            f"stopped after step {last} of {settings.steps}, saved in {checkpoint}; "
-            "the same command goes on from there",
-        )
+            note=note,
+            **watched,
+        ),
+        lambda step, found: previews(step, found[step % len(found)]),
+    )
+    if styles is None:
         return 130
-    try:
-        save_style(style, out)
-    except StylizeError as error:
-        kept = f"the training is kept, go on with --checkpoint {checkpoint}"
-        raise StylizeError(f"{error}; {kept}") from error
-    checkpoint.unlink(missing_ok=True)
+    write_or_keep(lambda: _write(styles, out), checkpoint)
     print_path(out)
     return 0
 
 
-def _losses_text(losses: Losses) -> str:
-    return " ".join(f"{name} {value:.2f}" for name, value in losses.items() if name != "tv")
+def _write(styles: list[Style], folder: Path) -> None:
+    save_trunk(styles[0].trunk, folder / TRUNK_NAME)
+    for style in styles:
+        save_style(style, folder / f"{style.name}.safetensors")

@@ -1,9 +1,10 @@
-"""Content photographs for training: which files, and the crops of each step."""
+"""Content photographs of a training: their files, and the crops of each step."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ _NONE = "none of the content photographs can be read; give others"
 
 
 def content_files(folder: str | Path | None) -> list[str]:
-    """The photographs of a folder; without one, those inside the scikit-image wheel.
+    """List the photographs of a folder; without one, those inside the scikit-image wheel.
 
     Raises:
         StylizeError: no such folder, none in it, or scikit-image is not installed.
@@ -46,16 +47,53 @@ def content_files(folder: str | Path | None) -> list[str]:
     return [str(file) for file in files]
 
 
+#: Photographs inside other packages than scikit-image.
+_ELSEWHERE = (
+    ("skimage", "data/motorcycle_left.png"),
+    ("skimage", "data/color.png"),
+    ("sklearn", "datasets/images/china.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+)
+#: Photographs that no training of a style uses, so that pictures of them can be judged.
+HELD_OUT = ("astronaut", "coffee")
+#: Photographs of scenes. They come three times as often as planes of gravel or grass.
+_SCENES = ("chelsea", "rocket", "camera", "china", "flower", "grace_hopper", "motorcycle_left")
+
+
+def training_photographs(folder: str | Path | None) -> list[str]:
+    """Photographs to learn styles on, some of them more than once.
+
+    They are those of the folder; without one, those inside scikit-image, and inside scikit-learn
+    and matplotlib where these are installed.
+
+    Raises:
+        StylizeError: no such folder, no photographs in it, or scikit-image is not installed.
+    """
+    files = content_files(folder)
+    if folder is not None:
+        return files
+    files = [file for file in files if file.removeprefix("skimage:") not in HELD_OUT]
+    for package, name in _ELSEWHERE:
+        spec = importlib.util.find_spec(package)
+        path = Path(spec.origin).parent / name if spec is not None and spec.origin else None
+        if path is not None and path.is_file():
+            files.append(str(path))
+    scenes = [file for file in files if Path(file.removeprefix("skimage:")).stem in _SCENES]
+    return files + 2 * scenes
+
+
 def read_first(
     files: Sequence[str], count: int, size: int, note: Callable[[str], None] = lambda text: None
 ) -> tuple[list[Tensor], list[str]]:
-    """Up to ``count`` photographs, (3, H, W) in [0, 1] each, and the files that come after them.
+    """Read up to ``count`` photographs, (3, H, W) in [0, 1] each; also the files after them.
 
     Args:
-        files: of photographs.
+        files: files of photographs.
         count: how many to read.
         size: the longer side to which larger ones are scaled.
-        note: told of a photograph that cannot be read; the next takes its place.
+        note: function that is told of a photograph that cannot be read. The next one takes its
+            place.
 
     Raises:
         StylizeError: none can be read.
@@ -75,18 +113,18 @@ def read_first(
 
 
 def generator_of(seed: int, step: int) -> torch.Generator:
-    """A generator of its own for each step: resuming needs no state but the step's number."""
+    """Random generator of a step. Resuming needs no state except the step's number."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
 
 
 class Crops:
-    """Random crops of photographs. Those of a step depend on the seed and the step alone.
+    """Random crops of photographs. The crops of a step depend on the seed and the step alone.
 
     Args:
         files: the photographs; read when first needed, and kept while there is room.
         size: height and width of a crop.
-        seed: of the choice.
-        note: told of a photograph that cannot be read; others take its place.
+        seed: seed of the choice.
+        note: function that is told of a photograph that cannot be read. Others take its place.
     """
 
     def __init__(
@@ -106,12 +144,12 @@ class Crops:
         self._read = functools.lru_cache(maxsize=256)(self._read_bytes)
 
     def fingerprint(self) -> str:
-        """Of the list of files, for a checkpoint to recognise."""
+        """Hash of the list of files, which a checkpoint compares."""
         names = "\n".join(Path(file).name for file in self.files)
         return hashlib.sha256(names.encode()).hexdigest()[:16]
 
     def batch(self, step: int, count: int) -> Tensor:
-        """(count, 3, size, size) in [0, 1]."""
+        """Crops of a step, (count, 3, size, size) in [0, 1]."""
         random = generator_of(self.seed, step)
         return torch.stack([self._crop(random) for _ in range(count)])
 

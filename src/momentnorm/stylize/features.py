@@ -1,4 +1,4 @@
-"""The networks whose features the losses compare: a random one, or VGG from a file."""
+"""Loss networks: a random one, and VGG from a file."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from torch import Tensor, nn
 from ..support.printable import one_line
 from .errors import StylizeError
 
-#: Of red, green and blue, in luminance (ITU-R BT.601, what JPEG uses).
+#: Weights of red, green and blue in luminance (ITU-R BT.601, as in JPEG).
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def luminance(image: Tensor) -> Tensor:
-    """(..., 3, H, W) -> (..., 1, H, W)."""
+    """Luminance of (..., 3, H, W), (..., 1, H, W)."""
     weights = torch.tensor(LUMINANCE, dtype=image.dtype, device=image.device)
     return (image * weights.view(3, 1, 1)).sum(-3, keepdim=True)
 
 
 class Features(nn.Module):
-    """What the losses need of a feature network; it has no gradient of its own."""
+    """Base of the loss networks: features of images at several depths, with frozen weights."""
+
+    #: Name for messages and checkpoints.
+    name = "loss network"
 
     def style_layers(self, image: Tensor) -> list[Tensor]:
         """Features of (N, 3, H, W) in [0, 1] at several depths, for the style loss."""
@@ -48,9 +51,10 @@ class RandomFeatures(Features):
 
     Args:
         photographs: (N, 3, H, W) in [0, 1].
-        seed: of the weights.
+        seed: seed of the weights.
     """
 
+    name = "random network"
     CHANNELS = (32, 64, 128, 128)
     CONTENT_BLOCK = 2
 
@@ -87,7 +91,7 @@ class RandomFeatures(Features):
 
 
 def _calibrate(convolution: nn.Conv2d, x: Tensor) -> Tensor:
-    """Make the convolution's outputs over x zero-mean and unit-variance; those outputs."""
+    """Scale a convolution to outputs of mean 0 and variance 1 over x; return these outputs."""
     assert convolution.bias is not None
     convolution.bias.zero_()
     y: Tensor = convolution(x)
@@ -104,7 +108,7 @@ class _VGGShape(NamedTuple):
     convolutions: tuple[int, ...]  # in each block
 
     def keys_and_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Those of torchvision's ``features``: conv and ReLU take an index, and so does a pool."""
+        """Keys and shapes of torchvision's ``features``, where ReLU and pools take an index too."""
         shapes: dict[str, tuple[int, ...]] = {}
         index, inputs = 0, 3
         for count, outputs in zip(self.convolutions, (64, 128, 256, 512, 512), strict=True):
@@ -171,7 +175,7 @@ class VGGFeatures(Features):
 
 
 def _check_vgg(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], _VGGShape]:
-    """The state with torchvision's keys, and which VGG it is."""
+    """State with torchvision's keys, and the VGG that it is of."""
     wanted = "torchvision's state_dict of vgg16 or vgg19 (without _bn)"
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise StylizeError(f"this is not a state_dict of tensors: give {wanted}")

@@ -1,4 +1,4 @@
-"""Photographs from files and pictures to files, of every kind that people have."""
+"""Image files: photographs read and pictures written, in all common formats."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Photo:
 
 
 def photo_path(name: str) -> Path:
-    """The file that a PHOTO argument means; ``skimage:astronaut`` is one of scikit-image's."""
+    """File that a PHOTO argument names; ``skimage:astronaut`` is one of scikit-image's."""
     if not name.startswith("skimage:"):
         return Path(name)
     wanted = name.removeprefix("skimage:")
@@ -78,7 +78,7 @@ def photo_path(name: str) -> Path:
 
 
 def photos_in(folder: Path) -> list[Path]:
-    """The image files directly in a folder, by name; not the hidden ones (macOS's ``._a.jpg``)."""
+    """Image files directly in a folder, by name, without hidden ones (macOS's ``._a.jpg``)."""
     files = (file for file in folder.iterdir() if file.suffix.lower() in PHOTO_SUFFIXES)
     return sorted(file for file in files if file.is_file() and not file.name.startswith("."))
 
@@ -91,7 +91,7 @@ def read_photo(path: str | Path, size: int | None = None) -> Photo:
         size: scale the longer side to this many pixels.
 
     Raises:
-        StylizeError: no such file, no image, a damaged or an enormous one.
+        StylizeError: no such file, no image, a damaged image or an enormous one.
     """
     try:
         with opened_image(photo_path(str(path)), str(path)) as image:
@@ -115,7 +115,7 @@ def _decode(image: Image.Image, size: int | None) -> Photo:
 
 
 def _to_rgb(image: Image.Image, profile: bytes | None) -> tuple[Image.Image, bytes | None]:
-    """In mode RGB or RGBA, and the colour profile that still describes it."""
+    """Image in mode RGB or RGBA, and the colour profile that still describes it."""
     if image.mode.startswith("I"):  # 16 bits of grey
         grey = np.asarray(image).astype(np.float64) / 65535 * 255
         image = Image.fromarray(np.rint(np.clip(grey, 0, 255)).astype(np.uint8))
@@ -175,18 +175,18 @@ def _kept_exif(image: Image.Image) -> bytes:
 
 
 def to_tensor(pixels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
-    """(H, W, C) bytes to (C, H, W) in [0, 1]."""
+    """Tensor, (C, H, W) in [0, 1], from bytes, (H, W, C)."""
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float().div_(255)
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """(C, H, W) in [0, 1], 3 or 4 channels, to 8 bits each."""
+    """Image of 8 bits a channel from (C, H, W) in [0, 1], C 3 or 4."""
     pixels = (tensor * 255).round_().clamp_(0, 255).byte().permute(1, 2, 0)
     return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy()))
 
 
 def make_folder(folder: Path) -> None:
-    """The folder, and those above it, if they are not there.
+    """Make the folder, and those above it, if they do not exist.
 
     Raises:
         StylizeError: it cannot be created.
@@ -215,7 +215,7 @@ def check_output(path: Path) -> None:
 
 
 def write_photo(photo: Photo, path: str | Path) -> None:
-    """Encode by the name's suffix. Either the whole file is there afterwards or the old one.
+    """Encode by the name's suffix. Afterwards the file is complete, or the old one is unchanged.
 
     A format without transparency gets the picture on white.
 
@@ -244,7 +244,7 @@ def write_photo(photo: Photo, path: str | Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only when it is complete.
+    """Open a file to write, which takes its name when it is complete.
 
     Raises:
         StylizeError: the folder is not there or cannot be written, or the disk is full.

@@ -1,4 +1,4 @@
-"""What a picture is trained for: the style's statistics, the photograph's content, smoothness.
+"""Losses: distance to the style's statistics and to the photograph's content, smoothness.
 
 Every term is relative to its own target, so one set of weights serves random features and VGG.
 """
@@ -23,7 +23,7 @@ class StyleStatistics(NamedTuple):
 
 
 def style_statistics(features: Tensor) -> StyleStatistics:
-    """Where is forgotten, what is kept: statistics over the positions of (N, C, H, W)."""
+    """Statistics of the channels over the positions of (N, C, H, W)."""
     planes = features.flatten(2)  # (N, C, S)
     mean = planes.mean(2)
     centred = planes - mean.unsqueeze(2)
@@ -35,7 +35,7 @@ def _relative_error(value: Tensor, target: Tensor) -> Tensor:
 
 
 def style_loss(features: Sequence[Tensor], targets: Sequence[StyleStatistics]) -> Tensor:
-    r"""How far the channel statistics of every layer are from those of the style picture.
+    r"""Distance of the channel statistics of every layer to those of the style picture.
 
     .. math::
         \frac1L \sum_l \frac{\lVert \mu_l - \mu_l^* \rVert^2}{\lVert \mu_l^* \rVert^2}
@@ -54,7 +54,7 @@ def style_loss(features: Sequence[Tensor], targets: Sequence[StyleStatistics]) -
 
 
 def random_filters(count: int, channels: int, kernel: int, random: torch.Generator) -> Tensor:
-    """(K, C, k, k) of norm 1; those larger than a pixel have zero mean in each channel."""
+    """Random filters, (K, C, k, k), of norm 1; of mean 0 in each channel if larger than a pixel."""
     filters = torch.randn(count, channels, kernel, kernel, generator=random)
     if kernel > 1:
         filters = filters - filters.mean((2, 3), keepdim=True)
@@ -65,7 +65,7 @@ def random_filters(count: int, channels: int, kernel: int, random: torch.Generat
 def sliced_loss(
     features: Tensor, target: Tensor, filters: Tensor, samples: int, random: torch.Generator
 ) -> Tensor:
-    r"""How far the distribution of features over positions is from the target's.
+    r"""Distance of the distribution of features over positions to the target's.
 
     .. math::
         \frac1K \sum_k \frac{\lVert \mathrm{sort}(w_k * f) - \mathrm{sort}(w_k * f^*) \rVert^2}
@@ -96,7 +96,7 @@ def sliced_loss(
 
 
 def content_loss(features: Tensor, target: Tensor) -> Tensor:
-    r""":math:`\mathrm{mean}\,(f - f^*)^2 / \mathrm{Var}\,f^*` of one layer, (N, C, H, W).
+    r"""Content loss :math:`\mathrm{mean}\,(f - f^*)^2 / \mathrm{Var}\,f^*` of (N, C, H, W).
 
     After Johnson, Alahi and Fei-Fei (arXiv 1603.08155), divided by the target's variance.
     """

@@ -1,4 +1,4 @@
-"""The feed-forward network that turns a photograph into a picture, in one pass."""
+"""Network of one style, with any norm: what `compare` and the studies train."""
 
 from __future__ import annotations
 
@@ -9,14 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import BatchNorm2d, GroupNorm, InstanceNorm2d, SwitchableNorm2d
+from ..layers import BatchNorm2d, GroupNorm, InstanceNorm2d, SwitchableNorm2d
 from .errors import StylizeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-#: Height and width of what goes through the network are multiples of this.
-STRIDE = 4
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda channels: InstanceNorm2d(channels, affine=True),
@@ -30,7 +27,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What has to be known to build a :class:`Network`."""
+    """Norm and size of a :class:`Network`."""
 
     norm: str = "instance"
     width: int = 16

@@ -1,4 +1,4 @@
-"""The style picture as the goal of a training: what of it is compared, and how."""
+"""Objective of the training of one style: comparison with the style picture."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
     from .features import Features
 
-#: How often pixels are halved for the sliced loss, each time compared at this many positions.
+#: Resolutions at which the sliced loss compares pixels, and positions compared at each.
 LEVELS = 4
 SAMPLES = 2048
 DIRECTIONS = 16
 
 
 class StyleTarget:
-    """The style picture's statistics, and its layers to draw samples from.
+    """Statistics of a style picture, and its layers to draw samples from.
 
     Args:
         features: the loss network.
@@ -42,7 +42,7 @@ class StyleTarget:
             self.statistics = [style_statistics(layer) for layer in self.layers]
 
     def losses(self, pictures: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The style loss and the sliced loss of (N, 3, H, W)."""
+        """Style loss and sliced loss of pictures, (N, 3, H, W)."""
         layers = self.features.style_layers(pictures)
         pixels = pyramid(pictures)
         # Colours, then edges, at every scale, then what the loss network sees.
@@ -57,7 +57,7 @@ class StyleTarget:
 
 
 def pyramid(image: Tensor) -> list[Tensor]:
-    """(N, 3, H, W) at full, half, ... resolution."""
+    """Images, (N, 3, H, W), at full, half, ... resolution."""
     levels = [image]
     for _ in range(LEVELS - 1):
         levels.append(F.avg_pool2d(levels[-1], 2))
@@ -65,7 +65,7 @@ def pyramid(image: Tensor) -> list[Tensor]:
 
 
 def scaled(image: Tensor, longest: int) -> Tensor:
-    """(3, H, W) with its longer side of this many pixels; a smaller one stays as it is."""
+    """Image, (3, H, W), scaled down to a longer side of this many pixels."""
     now = max(image.shape[-2:])
     if now <= longest:
         return image

@@ -1,4 +1,4 @@
-"""safetensors files of this application: written whole, checked before they are used."""
+"""Tensor files: safetensors, written whole and checked before they are used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FLOATING = ("F64", "F32", "F16", "BF16")
 
 
 def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> None:
-    """The whole file or none. The same tensors and metadata are the same bytes."""
+    """Write the whole file or none. Equal tensors and metadata give equal bytes."""
     contiguous = {key: tensors[key].contiguous() for key in sorted(tensors)}
     encoded = _sorted_metadata(save(contiguous, metadata))
     with whole_file(path) as file:
@@ -34,7 +34,7 @@ def write_safetensors(tensors: dict[str, Tensor], metadata: dict[str, str], path
 
 
 def _sorted_metadata(encoded: bytes) -> bytes:
-    """safetensors keeps metadata in a hash map, whose order differs from run to run."""
+    """File contents with sorted metadata; safetensors orders it differently in each run."""
     length = int.from_bytes(encoded[:8], "little")
     header = json.loads(encoded[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -45,13 +45,13 @@ def _sorted_metadata(encoded: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file is for.
+    """Kind of file, by its metadata.
 
     Args:
-        form: the entry "format" of its metadata.
-        version: the newest that is known.
-        what: its name in messages, with the article.
-        fix: what to do with a file that is none.
+        form: entry "format" of the metadata.
+        version: the newest version that is known.
+        what: name of the kind in messages, with the article.
+        fix: advice for a file of another kind.
     """
 
     form: str
@@ -62,7 +62,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class TensorFile:
-    """An open file of the right kind, whose tensors are not read yet."""
+    """Open file of the right kind. Its tensors are not read yet."""
 
     path: Path
     kind: Kind
@@ -70,7 +70,7 @@ class TensorFile:
     source: Any
 
     def read(self, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors, in the dtypes of those expected.
+        """Read the tensors, in the dtypes of those expected.
 
         Names, shapes and dtypes are compared before anything is read, so a file takes no more
         memory than its own size.
@@ -110,7 +110,7 @@ class TensorFile:
         return values
 
     def error(self, text: str) -> StylizeError:
-        """What is wrong with the file, and the fix."""
+        """Error that names the file, what is wrong with it, and the fix."""
         return StylizeError(f"{self.path}: {text[:200]}; {self.kind.fix}")
 
 
