@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	@echo "The stylized photograph: out/astronaut-mosaic.jpg"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -14,6 +15,9 @@ from momentnorm.core.backends import cpu
 from support import stand_in
 from support.chromium import browser  # noqa: F401 - a fixture
 from support.explore_page import address, visit  # noqa: F401 - fixtures
+
+# Keras reads it when it is imported; the kernels serve Keras on torch.
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 # Last, after the reference that takes every call: nothing reaches it unless asked for by name.
 dispatch.BACKENDS = (*dispatch.BACKENDS, stand_in)

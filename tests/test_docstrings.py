@@ -33,7 +33,7 @@ def _examples():
 @pytest.mark.filterwarnings("ignore:load_legacy")  # that it warns is a part of the example
 @pytest.mark.parametrize("test", list(_examples()))
 def test_example(test):
-    if ".convert." in test.name and cpu.unavailable():
+    if ".models.accelerate." in test.name and cpu.unavailable():
         pytest.skip("without kernels every layer is kept")
     report = []
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)

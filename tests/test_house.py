@@ -24,11 +24,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "explainer": {"core", "core/backends", "functional", "layers", "models", "support"},
     "figure": {"core", "explainer", "layers", "support"},
     "explore": {"explainer", "figure", "support"},
+    "tiles": {"functional", "layers", "moments", "support"},
+    "numpy": {"core", "functional"},
+    "keras": {"functional"},
+    "deployment": {"core", "functional", "support"},
     "stylize": {"", "layers", "models", "support"},
     "studies": {"", "core", "functional", "layers", "stylize", "support"},
-    "cli": {"doctor", "explainer", "explore", "figure", "studies", "stylize", "support"},
+    "cli": {"support"},  # and the module of the command that runs
     "__main__": {"cli"},
-    "": {"core", "functional", "layers", "models", "moments", "explainer"},
+    "": {"core", "functional", "layers", "models", "moments", "explainer", "deployment", "tiles"},
 }
 
 #: Modules of core that backends read: values and arithmetic without a choice of backend.

@@ -1,4 +1,4 @@
-"""docs/learn: every page is what its commands and its Python print now, every figure too."""
+"""docs/learn: pages and pictures equal the output of their commands and their Python."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _specification.loader.exec_module(build_learn)
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy without the figures, so that what is there afterwards was drawn."""
+    """Copy of the pages without pictures, so that each picture found later was drawn."""
     copied = tmp_path / "learn"
     shutil.copytree(PAGES, copied, ignore=shutil.ignore_patterns("images"))
     (copied / "images").mkdir()
@@ -30,7 +30,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_page_is_what_it_prints(name, folder):
+def test_a_page_has_the_output_of_its_commands(name, folder):
     if "images/" in (PAGES / name).read_text():
         pytest.importorskip("matplotlib")
     page = (PAGES / name).read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ def test_a_page_is_what_it_prints(name, folder):
 
 
 def _same_picture(drawn, committed):
-    """Alike up to the font rendering of another matplotlib."""
+    """Compare two pictures, up to the font rendering of another version of matplotlib."""
     if drawn.suffix == ".txt":
         assert drawn.read_text() == committed.read_text()
         return

@@ -1,11 +1,12 @@
-"""Builds docs/learn: runs what its pages show, and writes down what came out.
+"""Build docs/learn: run the commands of its pages, and write their output into the pages.
 
-    python tools/build_learn.py          # every page, in place
-    python tools/build_learn.py --check  # change nothing; exit 1 where a page is not up to date
+    python tools/build_learn.py                 # build every page, in place
+    python tools/build_learn.py 2-planes.md     # build this page
+    python tools/build_learn.py --check         # change nothing; exit 1 if a page is out of date
 
-In a page, a ``console`` block is run line by line where a line begins with ``$ ``; what follows it
-is replaced by the output. A ``python`` block is run, all of a page in one namespace; what it prints
-replaces the ``text`` block behind it. Files that commands write land beside the pages.
+In a ``console`` block, each line that begins with ``$ `` is run, and its output replaces the lines
+after it. The ``python`` blocks of a page run in one namespace, and their output replaces the
+``text`` block that follows. Files that commands write lie beside the pages.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BLOCK = re.compile(r"^```(console|python)\n(.*?)^```\n(\n*^```text\n.*?^```\n)?
 
 
 def built(page: str, folder: Path) -> str:
-    """The text of a page with the output of everything in it, run in ``folder``."""
+    """Text of a page with the output of its commands and its Python, run in ``folder``."""
     names: dict[str, Any] = {}
 
     def run(block: re.Match[str]) -> str:
@@ -49,7 +50,7 @@ def built(page: str, folder: Path) -> str:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """In another working directory (``contextlib.chdir`` came with Python 3.11)."""
+    """Change the working directory. (``contextlib.chdir`` needs Python 3.11.)"""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -59,7 +60,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def _command(line: str) -> str:
-    """What a command prints, its complaints too."""
+    """Output of a command, with its error messages."""
     from momentnorm.cli import main
 
     name, *arguments = shlex.split(line)
@@ -76,14 +77,16 @@ def _command(line: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing")
-    check = parser.parse_args().check
-    stale = 0
-    for path in sorted(PAGES.glob("*.md")):
+    parser.add_argument("pages", nargs="*", metavar="PAGE", help="pages to build; default: all")
+    given = parser.parse_args()
+    check, stale = given.check, 0
+    pages = [PAGES / name for name in given.pages] or sorted(PAGES.glob("*.md"))
+    for path in pages:
         before = path.read_text(encoding="utf-8")
         after = built(before, PAGES)
         if after != before:
             stale += 1
-            print(f"{path.name}: {'not up to date' if check else 'written'}")
+            print(f"{path.name}: {'out of date' if check else 'written'}")
             if not check:
                 path.write_text(after, encoding="utf-8")
     return int(check and stale > 0)

@@ -1,8 +1,8 @@
-"""Draw the pictures of docs/explore.md: the figure, and the page on a desk and on a telephone.
+"""Draw the pictures of docs/explore.md: the figure, and the page on a screen and on a telephone.
 
     python tools/explore_images.py
 
-Needs playwright, and a Chromium: CONTRIBUTING.md says how to get them.
+It needs playwright and Chromium. CONTRIBUTING.md says how to install them.
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from .models.patch import patch
 from .moments import Moments
 
 if _TYPE_CHECKING:
+    from .deployment import export_check
     from .explainer import explain
+    from .tiles import tiled
 
 __version__ = _version("momentnorm")
 
@@ -27,17 +29,22 @@ __all__ = [
     "accelerate",
     "check",
     "explain",
+    "export_check",
     "functional",
     "load_legacy",
     "patch",
     "restore",
+    "tiled",
     "use_backend",
 ]
 __all__ += layers.__all__
 
 
+#: Functions of applications, by the package that is imported when one is asked for.
+_APPLICATIONS = {"explain": "explainer", "export_check": "deployment", "tiled": "tiles"}
+
+
 def __getattr__(name: str) -> _Any:
-    # Applications are imported when they are asked for.
-    if name == "explain":
-        return _importlib.import_module(".explainer", __name__).explain
+    if name in _APPLICATIONS:
+        return getattr(_importlib.import_module(f".{_APPLICATIONS[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

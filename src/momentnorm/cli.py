@@ -35,6 +35,11 @@ COMMANDS = {
     "study": Command(
         "studies", "repeat experiments behind common claims about these norms", "studies"
     ),
+    "export-check": Command(
+        "deployment",
+        "compare each norm of an ONNX file with the model that it comes from",
+        "export",
+    ),
     "doctor": Command("doctor", "show which backend takes which call on this machine"),
 }
 

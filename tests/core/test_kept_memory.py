@@ -59,7 +59,7 @@ def test_a_limit_has_no_negative_size():
 
 
 def test_the_first_limit_is_a_sixteenth_of_the_usable_memory():
-    code = "from momentnorm.backends import cpu; print(cpu.kept_memory_limit())"
+    code = "from momentnorm.core.backends import cpu; print(cpu.kept_memory_limit())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == usable_memory() // 16
 

@@ -1,4 +1,4 @@
-"""``momentnorm explain`` on the command line."""
+"""Command ``momentnorm explain``: options, inputs, files and errors of one line."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_the_example_is_the_published_one(capsys):
     assert "first: (1 + 6 + 9 + 4) / 4 = 5" in out
 
 
-def test_the_example_is_that_of_the_tests():
+def test_the_example_equals_that_of_the_tests():
     from pathlib import Path
 
     path = Path(__file__).parents[1] / "data/published_examples.json"
     (example,) = (e for e in json.loads(path.read_text())["examples"] if "mean" in e)
     assert example["input"] == X
-    assert example["expected"] == PRINTED["normalized"][0]
+    assert example["expected"] == PRINTED["x_hat"][0]
     for name in ("mean", "var", "std"):
         assert example[name] == PRINTED[name][0]
 
@@ -44,7 +44,7 @@ def test_the_example_is_that_of_the_tests():
 def test_every_name(name, capsys):
     code, out, _ = run(capsys, name, "--example", "--backward", "one", "--precision", 2)
     assert code == 0
-    # of instance there are the published numbers to compare with, too
+    # instance ends with checks against the published numbers
     assert out.startswith(explain(name, torch.tensor(X), gradient="one").text(precision=2))
 
 
@@ -125,7 +125,7 @@ def test_a_photograph_is_upright(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["csv", "json"])
-def test_the_mark_in_front_of_a_spreadsheets_text(kind, tmp_path):
+def test_a_byte_order_mark_is_skipped(kind, tmp_path):
     path = tmp_path / f"a.{kind}"
     path.write_text("1,2\n3,4\n" if kind == "csv" else "[[[[1, 2], [3, 4]]]]", "utf-8-sig")
     assert files.read(path).tolist() == [[[[1, 2], [3, 4]]]]
@@ -259,9 +259,6 @@ def test_files(capsys, tmp_path):
         (["instance", "--input", "bad.json"], "not read as a .json file of numbers"),
         (["instance", "--input", "flat.json"], "(N, C, *S)"),
         (["instance", "--input", "single.json"], "more than 1 spatial element"),
-        (["depth", "--norms", "sgn"], "choose of none, batch"),
-        (["depth", "--depth", "0"], "at least 1"),
-        (["depth", "-o", "x.mp4"], "choose one of .png"),
     ],
 )
 def test_wrong_input_is_one_line(argv, says, capsys, tmp_path, monkeypatch):
@@ -287,7 +284,6 @@ def test_missing_options_are_one_line(argv, capsys):
     ("missing", "argv"),
     [
         ("matplotlib", ["instance", "--example", "-o", "a.png"]),
-        ("matplotlib", ["depth", "--depth", "1", "--steps", "0", "-o", "a.svg"]),
         ("numpy", ["instance", "--input", "x.npy"]),
         ("PIL", ["instance", "--input", "x.png"]),
     ],

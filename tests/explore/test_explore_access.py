@@ -1,4 +1,4 @@
-"""The page by keyboard, by touch, in print and for every eye."""
+"""Access to the page: by keyboard, by touch, in print, in light and dark, with contrast."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_arrow_keys_walk_through_a_table(visit):
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     assert focused() == "1,1,0,0"
-    # In the middle of a number, left and right are the text's.
+    # Inside a number, left and right move the text cursor.
     cell(page, 0, 1, 0, 0).locator("input").focus()
     page.keyboard.type("12")
     page.keyboard.press("ArrowLeft")
@@ -141,7 +141,7 @@ CONTRAST = """
 def test_text_has_contrast_and_fields_have_names(visit, scheme):
     page = visit("a=switchable&step=5&shape=2,2,2,2", color_scheme=scheme)
     page.fill("#eps", "x")  # an error to be read
-    page.wait_for_timeout(200)  # colours move for a moment
+    page.wait_for_timeout(200)  # colours change for a moment
     assert page.evaluate(CONTRAST) == []
     nameless = page.eval_on_selector_all(
         "input, select, button, [role=grid], [role=img], section, article",

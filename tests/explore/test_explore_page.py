@@ -1,4 +1,4 @@
-"""The page in a browser: what it shows, how it is used, and who can read it."""
+"""The page in a browser: the numbers that it shows, and how it is used."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import json
 
 import pytest
 import torch
-from test_explore import assert_close, library_layer
 
 import momentnorm
+from support.explore_numbers import assert_close, library_layer
 from support.explore_page import cell, marked, numbers, values
 
 EXAMPLE = [1, 6, 9, 4, 12, 18, 13, 11, 2, 7, 3, 8, 19, 17, 15, 11]
@@ -56,7 +56,7 @@ def test_what_is_shown_equals_the_library(visit, norm, changes):
     given = ",".join(map(repr, x.flatten().tolist()))
     page = visit(f"b=none&a={norm}&eps=0.001&momentum=0.25&step=5&{link}&x={given}")
     layer = library_layer(setting)
-    in_table = x.permute(0, 2, 1, 3)  # the table's rows are those of all channels side by side
+    in_table = x.permute(0, 2, 1, 3)  # a row of the table has all channels side by side
     assert numbers(page) == in_table.flatten().tolist()
     assert_close(values(page), layer(x).detach().permute(0, 2, 1, 3), amplified=20)
     if norm in ("instance", "layer", "group-2"):
@@ -285,4 +285,4 @@ def test_a_large_photograph_is_made_smaller(visit):
     wrong = {"name": "text.png", "mimeType": "image/png", "buffer": json.dumps("no").encode()}
     page.set_input_files("#photo-file", wrong)
     page.wait_for_selector("#photo-status.error")
-    assert "no picture" in page.inner_text("#photo-status")
+    assert "cannot read this file" in page.inner_text("#photo-status")

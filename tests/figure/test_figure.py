@@ -1,4 +1,4 @@
-"""The drawing of the pools: the planes that are solid are those that the layers really mix."""
+"""Drawing of the pools: the solid planes are those that change the output of the chosen plane."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 import momentnorm
 from momentnorm.cli import main
 from momentnorm.figure import figure
+from support.commands import refusal
 
 SVG = "{http://www.w3.org/2000/svg}"
 SHAPES = [(4, 6, 4, 4), (1, 1, 1), (1, 6, 2), (7, 2, 1, 3), (2, 4, 2, 2, 2), (16, 32, 8, 8)]
@@ -28,7 +29,7 @@ LAYERS = {
 
 
 def kinds_for(shape):
-    """A plane of one element has no unbiased variance, so there is no SwitchableNorm of it."""
+    """Kinds that can be drawn. SwitchableNorm needs more than one element in a plane."""
     one = torch.Size(shape[2:]).numel() == 1
     return [kind for kind in figure.KINDS if not (one and kind == "switchable")]
 
@@ -39,14 +40,14 @@ def panels(drawing):
 
 
 def centres(outline):
-    """Of each quadrilateral of a path."""
+    """Centres of the quadrilaterals of a path."""
     for part in outline.split("Z")[:-1]:
         numbers = [float(number) for number in re.findall(r"-?[\d.]+", part)]
         yield sum(numbers[::2]) / 4, sum(numbers[1::2]) / 4
 
 
 def drawn_planes(panel):
-    """{(n, c): fill} of the solid planes, from where their tops lie among all tops."""
+    """Colour of each solid plane, {(n, c): fill}, by the position of its top among all tops."""
     solid = [
         (next(centres(top.get("d"))), top.get("fill"))
         for group in panel.iter(f"{SVG}g")
@@ -55,7 +56,7 @@ def drawn_planes(panel):
     ]
     paths = panel.findall(f"{SVG}path[@class='glass top']")
     glass = [centre for path in paths for centre in centres(path.get("d"))]
-    # Along x all of c + n is counted, along y all of c - n: both from the plane (0, 0), leftmost.
+    # x counts c + n and y counts c - n, both from the leftmost plane, (0, 0).
     left, middle = min([centre for centre, _ in solid] + glass)
     found = {}
     for (x, y), fill in solid:
@@ -69,7 +70,7 @@ def drawn_planes(panel):
 
 @pytest.mark.parametrize("kind", figure.KINDS)
 @pytest.mark.parametrize("chosen", [(0, 0), (2, 3)])
-def test_solid_are_the_planes_that_change_the_chosen_one(kind, chosen):
+def test_solid_planes_are_those_that_change_the_chosen_one(kind, chosen):
     shape = (3, 6, 2, 3)
     layer = LAYERS[kind](6, 3, shape[2:])
     x = torch.randn(shape)
@@ -106,7 +107,7 @@ def test_shares_of_a_mixture():
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_shape_is_a_described_picture(shape, dark):
+def test_every_shape_has_a_title_and_a_description(shape, dark):
     drawing = figure.draw(kinds_for(shape), shape, groups=shape[1], dark=dark)
     root = ElementTree.fromstring(drawing)
     assert list(panels(drawing)) == kinds_for(shape)
@@ -167,7 +168,7 @@ def test_errors_name_the_fix(arguments, words):
         assert word in str(error.value)
 
 
-def test_the_command_writes_what_it_says(tmp_path, capsys):
+def test_the_command_writes_the_drawing(tmp_path, capsys):
     path = tmp_path / "norms.svg"
     arguments = ["group", "--shape", "2,4,3", "--groups", "4", "--sample", "1", "--channel", "3"]
     assert main(["figure", *arguments, "--dark", "-o", str(path)]) == 0
@@ -188,12 +189,7 @@ def test_the_command_writes_what_it_says(tmp_path, capsys):
 )
 def test_the_command_complains_in_one_line(arguments, word, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        main(["figure", *arguments])
-    assert stop.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert word in error
+    assert word in refusal(["figure", *arguments], capsys)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -210,7 +206,5 @@ def test_other_formats(suffix, start, tmp_path):
 
 def test_without_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "cairosvg", None)
-    with pytest.raises(SystemExit) as stop:
-        main(["figure", "-o", str(tmp_path / "norms.png")])
-    assert stop.value.code == 2
-    assert "pip install 'momentnorm[figure]'" in capsys.readouterr().err
+    error = refusal(["figure", "-o", str(tmp_path / "norms.png")], capsys)
+    assert "pip install 'momentnorm[figure]'" in error

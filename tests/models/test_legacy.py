@@ -1,4 +1,4 @@
-"""Checkpoints from before track_running_stats load, and what does not fit changes nothing."""
+"""load_legacy: old checkpoints load, and a checkpoint that does not fit changes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _network(library=nn, track=False):
 
 
 def _old(prefix="", **changes):
-    """The state dict of such a network, as PyTorch 0.3 wrote it: all tensors unlike the start."""
+    """State dict of :func:`_network` as PyTorch 0.3 wrote it, without initial values."""
     names = {
         "0.weight": (4, 3, 3, 3),
         "0.bias": (4,),
@@ -63,7 +63,7 @@ def _assert_unchanged(model, before):
 
 
 @every_library
-def test_statistics_that_nothing_uses_are_dropped(library):
+def test_unused_statistics_are_dropped(library):
     model, old = _network(library), _old()
     with pytest.raises(RuntimeError, match="Unexpected running stats"):
         _network(library).load_state_dict(old)
@@ -77,7 +77,7 @@ def test_statistics_that_nothing_uses_are_dropped(library):
     assert "1.running_mean" not in state
 
 
-def test_evaluation_is_that_of_the_old_layer():
+def test_evaluation_equals_the_old_layers():
     # Up to 0.3 InstanceNorm was F.batch_norm of (1, N*C, ...), with training=True in eval() too.
     model, old = _network(), _old()
     _quietly(model, old)
@@ -101,7 +101,7 @@ def test_statistics_are_kept_where_asked_for(library):
         x, *(old[f"1.{name}"] for name in ("running_mean", "running_var", "weight", "bias"))
     )
     torch.testing.assert_close(model.eval()[1](x), expected)
-    # from here on the model is an ordinary one that tracks
+    # Now the model tracks as any other does.
     _network(library, track=True).load_state_dict(model.state_dict())
     model.train()(torch.randn(2, 3, 8, 8))
     assert not torch.equal(model[1].running_mean, old["1.running_mean"])
@@ -117,7 +117,7 @@ def test_a_model_that_tracks_gets_its_buffers(library):
 
 
 def test_a_count_is_set_back_to_zero():
-    # torch keeps the count that the model happens to have
+    # torch's load_state_dict would keep the count of the model.
     model = _network()
     model(torch.randn(2, 3, 8, 8))
     assert model[2][1].num_batches_tracked == 1
@@ -125,25 +125,27 @@ def test_a_count_is_set_back_to_zero():
     assert model[2][1].num_batches_tracked == 0
 
 
-def test_the_prefix_of_data_parallel_is_taken_off():
+def test_the_prefix_of_data_parallel_is_removed():
     model, old = _network(), _old("module.")
     report = _quietly(model, old)
     assert report.renamed
     assert "'module.'" in str(report)
     assert torch.equal(model[0].weight, old["module.0.weight"])
-    assert next(iter(old)) == "module.0.weight"  # the checkpoint is not written to
+    assert next(iter(old)) == "module.0.weight"  # the checkpoint is unchanged
 
 
-def test_a_prefix_that_is_the_models_own_stays():
+def test_a_prefix_of_the_models_own_names_stays():
     model = nn.ModuleDict({"module": nn.Linear(2, 3)})
     report = load_legacy(model, {"module.weight": torch.ones(3, 2), "module.bias": torch.ones(3)})
     assert not report.renamed
     assert model["module"].weight.eq(1).all()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, when the compiler loads
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # raised by torch while the compiler loads
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
-def test_what_is_around_the_model_is_looked_into(wrap):
+def test_wrapped_models_are_loaded(wrap):
     model, old = _network(), _old()
     _quietly(wrap(model), old)
     assert torch.equal(model[0].weight, old["0.weight"])
@@ -155,7 +157,7 @@ def test_lazy_layers_are_refused():
         load_legacy(model, _old())
 
 
-def test_a_new_checkpoint_needs_nothing():
+def test_a_new_checkpoint_needs_no_change():
     model, new = _network(), _network()
     report = load_legacy(model, new.state_dict())  # a warning would be an error
     assert report == legacy.LegacyReport()
@@ -178,30 +180,30 @@ def test_versions_are_kept(parallel):
     assert _quietly(model, state).renamed is parallel
     assert model[0].loaded_version == 3
     new = nn.DataParallel(_network(track=True)).state_dict()
-    del new["module.1.num_batches_tracked"]  # so that only its version tells what it is
+    del new["module.1.num_batches_tracked"]  # only its version remains
     with pytest.raises(RuntimeError, match="asked to track"):
         load_legacy(_network(), new)
 
 
-def test_changes_are_told():
+def test_changes_are_reported():
     with pytest.warns(UserWarning, match="load_legacy") as told:
         report = load_legacy(_network(), _old("module."))
     assert str(told[0].message) == f"load_legacy:\n{report}"
     assert told[0].filename == __file__
     assert str(report) == (
-        "renamed: 'module.' (of DataParallel) taken off every name\n"
-        "dropped, since InstanceNorm normalizes with the input's own: 1.running_mean, "
+        "renamed: 'module.' (of DataParallel) removed from every name\n"
+        "dropped, since InstanceNorm uses the statistics of its input: 1.running_mean, "
         "1.running_var\n"
-        "added, as 0: 2.1.num_batches_tracked"
+        "added with the value 0: 2.1.num_batches_tracked"
     )
 
 
 @pytest.mark.parametrize("bare", [True, False])
 def test_statistics_that_were_asked_for_are_not_dropped(bare):
     new = _network(track=True).state_dict()
-    if bare:  # names alone: the count tells it
+    if bare:  # without versions, but with the count
         new = dict(new)
-    else:  # 0.4.0 had no count, but a version
+    else:  # as PyTorch 0.4.0 wrote it: with versions, but without the count
         del new["1.num_batches_tracked"]
         new._metadata["1"]["version"] = 1
     model = _network()
@@ -222,7 +224,7 @@ BAD = {
 
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("change", BAD)
-def test_what_does_not_fit_changes_nothing(change, keep):
+def test_a_checkpoint_that_does_not_fit_changes_nothing(change, keep):
     changes, message = BAD[change]
     model = _network()
     before = _values(model)
@@ -302,7 +304,7 @@ def test_other_files(tmp_path):
         (nn.Linear(2, 3), r"pass its state_dict\(\)"),
     ],
 )
-def test_no_state_dict(checkpoint, message):
+def test_objects_that_are_not_a_state_dict(checkpoint, message):
     with pytest.raises(ValueError, match=message):
         load_legacy(_network(), checkpoint)
 

@@ -1,4 +1,4 @@
-"""accelerate on norms of timm and torchvision, which have forwards of their own."""
+"""accelerate on norms of timm and torchvision that define their own forward."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ LAYERS = {
 
 @pytest.fixture(autouse=True)
 def _kernels():
-    """Without any, layers are kept."""
+    """Name a backend, since layers are kept where there are no kernels."""
     with use_backend("stand_in"):
         yield
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The activations with which our functions are called."""
+    """Activations with which momentnorm's functions are called."""
     called = []
 
     def counting(function):
@@ -65,7 +65,7 @@ def calls(monkeypatch):
 
 
 def _step(layer, x):
-    """Output, gradients and buffers, with the same dropout each time."""
+    """Output, gradients and buffers, with equal random numbers each time."""
     torch.manual_seed(1)
     x = x.detach().requires_grad_()
     y = layer(x)
@@ -75,7 +75,7 @@ def _step(layer, x):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", LAYERS)
-def test_they_are_swapped_and_compute_what_they_did(name, training, calls):
+def test_swapped_layers_give_the_same_results(name, training, calls):
     build, ours, fused = LAYERS[name]
     model = nn.Sequential(build()).train(training)
     theirs, before = copy.deepcopy(model), type(model[0])
@@ -92,7 +92,7 @@ def test_they_are_swapped_and_compute_what_they_did(name, training, calls):
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
     assert calls == [fused.lower() or None]
     (row,) = accelerate(model).kept
-    assert row.why_not == "momentnorm's already"
+    assert row.why_not == "already a momentnorm layer"
     assert [row.swapped for row in restore(model).rows] == [True]
     assert type(model[0]) is before
     assert vars(model[0]).keys() == vars(theirs[0]).keys()
@@ -111,9 +111,9 @@ def test_copies_and_pickles(name, monkeypatch):
         assert type(twin[0]) is type(LAYERS[name][0]())
 
 
-def test_the_channels_of_a_pixel_are_torchs_business():
+def test_layer_norm_2d_is_kept():
     (row,) = accelerate(nn.Sequential(LayerNorm2d(4))).kept
-    assert row.why_not == "momentnorm has torch's own"
+    assert row.why_not == "momentnorm uses torch's own layer"
 
 
 class Own(BatchNormAct2d):
@@ -122,7 +122,7 @@ class Own(BatchNormAct2d):
 
 
 class Named(BatchNormAct2d):
-    """A subclass that left timm's forward alone."""
+    """Subclass that inherits timm's forward, and defines a name of momentnorm's class."""
 
     activation = "mine"
 
@@ -133,25 +133,25 @@ class Quiet(BatchNormAct2d):
 
 def test_subclasses():
     own, named, quiet = accelerate(nn.Sequential(Own(4), Named(4), Quiet(4, nn.ReLU()))).rows
-    assert own.why_not == "it has a forward of its own"
-    assert named.why_not == "'activation' is a name of its own, which ours has too"
+    assert own.why_not == "it has its own forward"
+    assert named.why_not == "it defines 'activation', and so does momentnorm's class"
     assert (quiet.swapped, quiet.fused) == (True, "ReLU")
 
 
-def test_a_forward_that_somebody_has_replaced_is_not_timms(monkeypatch):
+def test_a_class_whose_forward_was_replaced_is_kept(monkeypatch):
     monkeypatch.setattr(BatchNormAct2d, "forward", lambda self, x: x)
     (row,) = accelerate(nn.Sequential(BatchNormAct2d(4))).rows
-    assert row.why_not == "it has a forward of its own"
+    assert row.why_not == "it has its own forward"
 
 
-def test_inputs_that_are_theirs_to_answer(calls):
-    """Errors, types and modes in which ours would do something else."""
+def test_some_inputs_go_to_the_original_forward(calls):
+    """Inputs and modes for which momentnorm's classes would give other results."""
     batch, frozen, group = BatchNormAct2d(4), FrozenBatchNorm2d(4), GroupNorm1(4)
     accelerate(nn.ModuleList([batch, frozen, group]))
     with pytest.raises(AssertionError, match="expected 4D input"):
         batch(torch.randn(2, 4))
     x = torch.randn(2, 4, 3, 3)
-    assert frozen(x.half()).dtype is torch.float32  # promoted by the buffers
+    assert frozen(x.half()).dtype is torch.float32  # the float32 buffers promote it
     frozen.running_mean.requires_grad_()
     frozen(x).sum().backward()
     assert frozen.running_mean.grad is not None
@@ -160,7 +160,7 @@ def test_inputs_that_are_theirs_to_answer(calls):
     assert calls == []
 
 
-def test_an_activation_that_is_watched_is_called(calls):
+def test_an_activation_with_a_hook_is_called(calls):
     norm, seen = BatchNormAct2d(4, nn.ReLU()), []
     accelerate(nn.Sequential(norm))
     norm.act.register_forward_hook(lambda *args: seen.append(args[1][0].min().item()))

@@ -1,4 +1,4 @@
-"""patch: whose functions torch.nn.functional's normalizations are, where, and for how long."""
+"""patch: calls that reach momentnorm's functions, and for how long."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ deprecated = pytest.mark.filterwarnings("ignore:`torch.jit.[a-z_]+` is:Deprecati
 
 pytestmark = pytest.mark.usefixtures("backend")
 
-THEIRS = {name: getattr(F, name) for name in patch_module._NAMES}
+THEIRS = {name: getattr(F, name) for name in patch_module.NAMES}
 
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The names of ours that were called."""
+    """Names of momentnorm's functions that were called."""
     called = []
 
     def counting(function):
@@ -36,14 +36,14 @@ def calls(monkeypatch):
 
         return call
 
-    for name in patch_module._NAMES:
+    for name in patch_module.NAMES:
         monkeypatch.setattr(functional, name, counting(getattr(functional, name)))
     return called
 
 
 def _is_undone():
     return {
-        name: getattr(F, name) for name in patch_module._NAMES
+        name: getattr(F, name) for name in patch_module.NAMES
     } == THEIRS and not patch_module._active
 
 
@@ -82,7 +82,7 @@ CALLS = {
 @pytest.mark.parametrize(
     ("name", "call"), [(name, call) for name, some in CALLS.items() for call in some]
 )
-def test_every_way_to_call_reaches_ours(name, call, calls):
+def test_every_form_of_call_reaches_momentnorm(name, call, calls):
     torch.manual_seed(0)
     expected = call(X)
     assert calls == []
@@ -112,7 +112,7 @@ def test_gradients_and_running_statistics():
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
 
 
-def test_layers_of_torchs_use_ours_and_ours_still_do(calls):
+def test_layers_of_torch_and_of_momentnorm_use_momentnorm(calls):
     layers = [nn.InstanceNorm1d(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)]
     expected = [layer(X) for layer in layers]
     with patch():
@@ -129,14 +129,14 @@ def test_layers_of_torchs_use_ours_and_ours_still_do(calls):
 def test_nested_patches_end_with_the_last(calls):
     outer = patch()
     with outer:
-        with patch(), outer:  # the same one again, too
+        with patch(), outer:  # the outer patch starts twice
             F.instance_norm(X)
         F.instance_norm(X)
         assert len(calls) == 2
     assert _is_undone()
 
 
-def test_an_exception_ends_it():
+def test_an_exception_ends_a_patch():
     with pytest.raises(ValueError, match="mine"), patch():
         raise ValueError("mine")
     assert _is_undone()
@@ -145,7 +145,7 @@ def test_an_exception_ends_it():
 
 
 def _interrupting(line):
-    """A trace that presses Ctrl-C at the ``line``-th line that the function below runs."""
+    """Trace function that raises KeyboardInterrupt at the ``line``-th line of ``_set_starts``."""
     passed = 0
 
     def trace(frame, event, _):
@@ -160,7 +160,7 @@ def _interrupting(line):
     return trace
 
 
-def test_ctrl_c_at_any_line_leaves_all_or_nothing(calls):
+def test_ctrl_c_at_any_line_leaves_all_or_no_functions_replaced(calls):
     line, interrupted = 0, True
     while interrupted:
         line, interrupted, traced = line + 1, False, sys.gettrace()
@@ -219,7 +219,7 @@ def test_start_stop_and_permanent(calls):
             ended.stop()
 
 
-def test_functions_that_somebody_holds(calls):
+def test_functions_imported_by_name(calls):
     with patch():
         held_before(X)
         assert calls == []
@@ -230,7 +230,7 @@ def test_functions_that_somebody_holds(calls):
     assert calls == ["instance_norm"]
 
 
-def test_what_somebody_else_has_put_there_comes_back(monkeypatch):
+def test_replacements_by_others_are_put_back(monkeypatch):
     def before(*args, **kwargs):
         raise AssertionError("not while it is patched")
 
@@ -255,7 +255,7 @@ def test_what_somebody_else_has_put_there_comes_back(monkeypatch):
     F.batch_norm = THEIRS["batch_norm"]
 
 
-def test_every_thread_has_it(calls):
+def test_other_threads_see_the_patch(calls):
     with patch():
         thread = threading.Thread(target=lambda: F.instance_norm(X))
         thread.start()
@@ -264,7 +264,7 @@ def test_every_thread_has_it(calls):
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-def test_checkpoints_compute_with_ours_again(use_reentrant, calls):
+def test_checkpoints_recompute_with_momentnorm(use_reentrant, calls):
     def norm(x):
         return F.instance_norm(x).pow(3)
 
@@ -281,7 +281,7 @@ class Tagged(torch.Tensor):
     pass
 
 
-def test_what_no_kernel_takes_and_subclasses_are_torchs(calls, backend):
+def test_torch_takes_subclasses_and_inputs_without_a_kernel(calls, backend):
     with patch():
         y = F.instance_norm(X.as_subclass(Tagged))
         assert type(y) is Tagged
@@ -333,7 +333,7 @@ def test_compiled_code_knows_whether_it_is_patched():
 
 def test_a_compiler_that_is_first_used_under_a_patch(backend):
     if backend != "cpu":
-        pytest.skip("once is enough")
+        pytest.skip("needs only one backend")
     program = """
 import torch, momentnorm
 F = torch.nn.functional

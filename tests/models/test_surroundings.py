@@ -1,4 +1,4 @@
-"""accelerate and what is around a layer: layouts, the meta device, tools that match classes."""
+"""accelerate and its surroundings: memory layouts, the meta device, tools that match classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from momentnorm.models import accelerate as accelerate_module
 
 @pytest.fixture(autouse=True)
 def _kernels():
-    """Without any, layers are kept."""
+    """Name a backend, since layers are kept where there are no kernels."""
     with momentnorm.use_backend("stand_in"):
         yield
 
@@ -33,7 +33,7 @@ def _images(dimensions=2, channels=4):
 
 
 class Encoder(nn.Module):
-    """A convolutional encoder that flattens with view, which contiguous memory allows."""
+    """Convolutional encoder that flattens with view, which needs contiguous memory."""
 
     def __init__(self):
         super().__init__()
@@ -45,7 +45,7 @@ class Encoder(nn.Module):
 
 
 class InOrder(nn.Module):
-    """A model that reads memory in its order."""
+    """Model that reads the memory of a tensor in its order."""
 
     def __init__(self):
         super().__init__()
@@ -108,10 +108,10 @@ def test_verification_names_a_layout_that_a_view_does_not_take():
     with pytest.raises(accelerate_module.VerificationError) as raised:
         accelerate(model, verify=x)
     message = str(raised.value)
-    assert message.startswith("'body.1' (InstanceNorm2d): it keeps channels_last, where torch's ")
+    assert message.startswith("'body.1' (InstanceNorm2d): it keeps channels_last, torch's ")
     assert "behind it the model raised RuntimeError: view size is not compatible" in message
     assert "write reshape(...) for view(...) there, or call momentnorm.accelerate(..." in message
-    assert message.endswith("keep_layout=False); the model is what it was")
+    assert message.endswith("keep_layout=False); the model is unchanged")
     assert type(model.body[1]) is nn.InstanceNorm2d
     assert [row.name for row in raised.value.report.rows] == ["body.1"]
     report = accelerate(model, verify=x, keep_layout=False)
@@ -128,7 +128,7 @@ def test_verification_names_a_layout_whose_memory_is_read_in_order():
     assert accelerate(model, verify=x, keep_layout=False).verification.right
 
 
-def test_other_errors_are_not_blamed_on_the_layout():
+def test_other_errors_do_not_name_the_layout():
     model = nn.Sequential(nn.InstanceNorm2d(4), nn.Linear(5, 5))
     with pytest.raises(RuntimeError, match="mat1 and mat2") as raised:
         accelerate(model, verify=_images())
@@ -143,7 +143,7 @@ def test_check_names_a_layout_that_a_view_does_not_take():
     report = check(model, x)
     (finding,) = report.of("layout")
     assert (finding.severity, finding.layer) == ("error", "0.body.1")
-    assert finding.message.startswith("InstanceNorm2d: it keeps channels_last, where torch's layer")
+    assert finding.message.startswith("InstanceNorm2d: it keeps channels_last, torch's layer")
     assert "behind it '0' (Encoder) raised RuntimeError: view size" in finding.message
     assert "reshape" in finding.fix
     assert "keep_layout=False" in finding.fix
@@ -186,7 +186,7 @@ def test_a_model_on_meta_cannot_be_verified():
     ],
 )
 def test_a_report_warns_of_imported_tools_that_match_classes(imported, tool, monkeypatch):
-    for name in ("torch._inductor", *accelerate_module._TYPE_MATCHERS):
+    for name in ("torch._inductor", *accelerate_module.TYPE_MATCHERS):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert accelerate(nn.Sequential(nn.BatchNorm2d(3))).warnings == ()
     monkeypatch.setitem(sys.modules, imported, types.ModuleType(imported))
@@ -208,7 +208,7 @@ def test_a_report_warns_of_a_model_that_is_prepared_for_quantization():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tools_that_match_classes_work_after_restore(monkeypatch):
     name = "torch.fx.experimental.optimization"
-    monkeypatch.setitem(sys.modules, name, None)  # afterwards it is there if it was before
+    monkeypatch.setitem(sys.modules, name, None)  # monkeypatch puts the earlier entry back
     del sys.modules[name]
     optimization = importlib.import_module(name)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()

@@ -1,4 +1,4 @@
-"""A headless Chromium for the tests that look at what is drawn; they skip where there is none."""
+"""Chromium: a headless browser for tests of what is drawn. They skip without one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-# Of a module, not of the session: while playwright runs, so does its event loop.
+# Scope: playwright runs an event loop, which must end with the module.
 @pytest.fixture(scope="module")
 def browser():
     """Playwright's browser, driving the Chromium of this machine."""

@@ -16,7 +16,7 @@ def address(tmp_path_factory):
 
 @pytest.fixture
 def visit(browser, address):
-    """Open the page with these settings; it may ask for nothing and complain of nothing."""
+    """Function that opens the page with these settings. Requests and console messages fail."""
     opened, complaints = [], []
 
     def open_page(link="", width=1280, height=900, **options):
@@ -41,12 +41,12 @@ def values(page, panel="a"):
 
 
 def numbers(page):
-    """Of the input's fields, in the order of the table."""
+    """Numbers of the input's fields, in the order of the table."""
     return page.eval_on_selector_all("#input input", "all => all.map(i => Number(i.value))")
 
 
 def marked(page, where, kind="in"):
-    """The elements of a table that are marked so."""
+    """Elements of a table that have a mark, as (n, c, h, w)."""
     found = page.eval_on_selector_all(f"{where} td.{kind}", "all => all.map(td => td.dataset.at)")
     return {tuple(map(int, at.split(","))) for at in found}
 

@@ -1,4 +1,4 @@
-"""Networks of the kinds that live on normalization, in plain torch and a few channels wide."""
+"""Networks with normalization layers, in plain torch and a few channels wide."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 class ResnetBlock(nn.Module):
-    """CycleGAN's: pad, convolve, normalize, twice, and the input added."""
+    """Residual block of CycleGAN: two times padding, convolution and norm, plus the input."""
 
     def __init__(self, channels):
         super().__init__()
@@ -42,7 +42,7 @@ def cyclegan_generator(width=4, blocks=9):
 
 
 class UnetBlock(nn.Module):
-    """pix2pix's: the block inside begins with an activation that writes over what it is given."""
+    """Block of pix2pix's U-Net. The inner block's first activation overwrites its input."""
 
     def __init__(self, outer, inner, inside=None, outermost=False):
         super().__init__()
@@ -70,7 +70,7 @@ def pix2pix_unet():
 
 
 class ConvDropoutNorm(nn.Module):
-    """nnU-Net's: its parts are attributes, and in a Sequential that is what the forward calls."""
+    """Block of nnU-Net. Its modules are attributes, and the forward calls them as a Sequential."""
 
     def __init__(self, inputs, outputs, stride=1, size=3, activation=True):
         super().__init__()
@@ -122,7 +122,7 @@ class ResidualUnet3d(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """torchvision's: one ReLU, called behind the first norm and behind the sum."""
+    """Block of torchvision's ResNet. One ReLU follows the first norm and the sum."""
 
     def __init__(self, inputs, outputs, stride=1):
         super().__init__()
@@ -155,7 +155,7 @@ def resnet():
 
 
 class ConvNextBlock(nn.Module):
-    """LayerNorm over the channels of channels-last pixels."""
+    """Block of ConvNeXt, with a LayerNorm over the channels of each pixel."""
 
     def __init__(self, channels=8):
         super().__init__()
@@ -182,8 +182,7 @@ def transformer():
     )
 
 
-#: Name: what builds it, the shape of an input, how many norms become ours, and with how many of
-#: them the activation behind.
+#: By name: a builder, the shape of an input, and the numbers of swapped and of fused norms.
 MODELS = {
     "cyclegan": (cyclegan_generator, (1, 3, 32, 32), 23, 14),
     "pix2pix": (pix2pix_unet, (2, 3, 32, 32), 5, 0),

@@ -1,7 +1,7 @@
-"""Layers with the shape of timm's and torchvision's source, which the tests do not install.
+"""Stand-ins for layers of timm and torchvision, which the tests do not install.
 
 timm needs torchvision, whose wheels belong to one build of torch. Names, modules, attributes and
-what the forwards compute are those of timm 1.0.
+results of the forwards are those of timm 1.0.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-#: What ``sys.modules`` has to hold for pickle to find the classes.
+#: Modules that pickle needs in ``sys.modules`` to find the classes.
 MODULES = {name: types.ModuleType(name) for name in ("timm", "torchvision")}
 
 
 def _of(name):
-    """A decorator: a class that says it was defined in the module of this name."""
+    """Decorator that makes a class look as if it was defined in the module of this name."""
 
     def defined(cls):
         cls.__module__ = cls.forward.__module__ = name
@@ -29,7 +29,7 @@ def _of(name):
 
 
 class DropBlock(nn.Module):
-    """A dropout that is none of torch's classes, as timm's is none."""
+    """Dropout that is not a subclass of torch's, as timm's is not."""
 
     def forward(self, x):
         return F.dropout(x, 0.5, self.training)

@@ -1,23 +1,19 @@
-"""``momentnorm.explain``: what a layer computes, step by step.
+"""Explainer: what a layer computes, step by step.
 
-The package is the function: ``momentnorm.explain(layer, x)`` returns a :class:`Trace`.
-``momentnorm explain`` on the command line prints one.
+:func:`momentnorm.explain` is the function of this package. It returns a :class:`Trace`.
 """
 
-from __future__ import annotations
-
-import sys
-from types import ModuleType
-from typing import Any
-
 from .call import explain
+from .errors import ExplainError, TraceMismatchError
 from .explanation import Explanation
-from .family import explains
+from .formats import save
 from .names import names
 from .planes import Planes
+from .registry import explains, explanation_of
 from .running import Update
 from .statistics import Given, MeanSquare, Pooled, Statistics
-from .trace import Check, ExplainError, Step, Steps, Trace, TraceMismatchError, Worked
+from .steps import Check, Step, Steps, Worked
+from .trace import Trace
 
 __all__ = [
     "Check",
@@ -36,15 +32,7 @@ __all__ = [
     "Worked",
     "explain",
     "explains",
+    "explanation_of",
     "names",
+    "save",
 ]
-
-
-class _Callable(ModuleType):
-    """This module, which may be called: importing anything from it must not hide the function."""
-
-    def __call__(self, *arguments: Any, **options: Any) -> Trace:
-        return explain(*arguments, **options)
-
-
-sys.modules[__name__].__class__ = _Callable

@@ -1,4 +1,4 @@
-"""Explanations of layers whose weights come from outside, and of those that are activations too."""
+"""Adaptive: explanations of layers with a weight from outside, or with an activation inside."""
 
 from __future__ import annotations
 
@@ -18,11 +18,24 @@ from ..layers.conditional_instance_norm import ConditionalInstanceNorm2d
 from ..layers.evo_norm import EvoNorm2dB0, EvoNorm2dS0
 from ..layers.filter_response_norm import FilterResponseNorm2d
 from ..layers.spade import SPADE
-from .explanation import Explanation, rounded
-from .family import batch_updates, explains, explanation_of
+from .explanation import (
+    Explanation,
+    as_leaf,
+    record_scaled_and_shifted,
+    record_x,
+    record_y,
+)
 from .planes import Planes
-from .statistics import MeanSquare, Pooled, record_plane_moments, record_pooled, record_pools
-from .trace import INPUT, OUTPUT, STATISTICS, Steps, of_first
+from .registry import explains, explanation_of
+from .running import batch_updates
+from .statistics import (
+    MeanSquare,
+    Pooled,
+    record_plane_moments,
+    record_pooled_moments,
+    record_pools,
+)
+from .steps import INPUT, OUTPUT, STATISTICS, Steps, worked_first
 from .views import axes_of, feature_map
 
 _OWN = "each plane (one channel of one sample) has statistics of its own"
@@ -31,12 +44,12 @@ _OWN = "each plane (one channel of one sample) has statistics of its own"
 @explains(ConditionalInstanceNorm2d)
 def _conditional(layer: Any, x: Tensor, residual: Tensor | None, styles: Any) -> Explanation:
     mixed = isinstance(styles, Tensor) and styles.is_floating_point()
-    if mixed:  # the layer rounds the mixture to its parameters' dtype
+    if mixed:  # a mixture of styles is rounded to the dtype of the parameters
         layer = copy.deepcopy(layer).to(statistics_dtype(x))
-    weight, bias = layer._of_samples(styles, x.shape[0])
+    weight, bias = layer.parameters_of(styles, x.shape[0])
     found = Planes(x, Pooled(INSTANCE), weight=weight, bias=bias, eps=layer.eps)
     found.exact = not mixed
-    found.summary = f"{_OWN}; weight and bias are those of a sample's style"
+    found.summary = f"{_OWN}; the style of a sample chooses its weight and bias"
     return found
 
 
@@ -65,13 +78,13 @@ def _adain(layer: Any, x: Tensor, residual: Tensor | None, style: Tensor) -> Exp
     mean, var = functional.plane_moments(style.detach().to(statistics_dtype(style)))
     count, eps = style.shape[2:].numel(), layer.eps
     deviation = (var * (count / (count - 1)) + (eps if layer.variant == "pytorch" else 0)).sqrt()
-    said = "sqrt(var of the style, unbiased)"
+    formula = "sqrt(var of the style, unbiased)"
     if layer.variant == "pytorch":
-        # Var_{n-1} + eps is Var_n + eps (n - 1) / n, and a factor.
+        # The unbiased variance plus eps is (biased variance + eps (n - 1) / n) * n / (n - 1).
         count = x.shape[2:].numel()
         rest = (count - 1) / count
         deviation, eps = deviation * rest**0.5, eps * rest
-        said = "sqrt((var of the style, unbiased, + eps) * (n - 1) / n)"
+        formula = "sqrt((var of the style, unbiased, + eps) * (n - 1) / n)"
     grid = x.shape[:2]
     found = Planes(
         x,
@@ -82,7 +95,7 @@ def _adain(layer: Any, x: Tensor, residual: Tensor | None, style: Tensor) -> Exp
     )
     found.exact = False  # the layer rounds the style's moments to the input's dtype
     found.summary = f"{_OWN}; weight and bias are deviation and mean of the style's plane"
-    found.notes.append(f"weight_of_sample = {said}; bias_of_sample = the style's mean.")
+    found.notes.append(f"weight_of_sample = {formula}; bias_of_sample = the style's mean.")
     return found
 
 
@@ -107,16 +120,16 @@ def _spade(layer: Any, x: Tensor, residual: Tensor | None, map: Tensor) -> Expla
             replace(update, name=f"param_free_norm.{update.name}") for update in inner.updates
         ),
     )
-    found.exact = False  # the convolutions and the affine are in the input's dtype
+    found.exact = False  # convolutions, weight and bias are computed in the input's dtype
     found.summary = f"{inner.summary}; weight and bias of each pixel are convolutions of the map"
     found.notes.append("weight = 1 + gamma(map), bias = beta(map).")
     return found
 
 
 class _Thresholded(Planes):
-    """Planes, and the largest of each value and a threshold of its channel."""
+    """Policy on planes, followed by the maximum of each value and a threshold of its channel."""
 
-    # The threshold has a gradient of its own, so that the way back is autograd's.
+    # The threshold gets a gradient too, which the formulas of Planes lack: autograd serves here.
     backward = Explanation.backward
     tau: Tensor | None = None
 
@@ -125,20 +138,20 @@ class _Thresholded(Planes):
         if self.tau is not None:
             steps.add(INPUT, "tau", self.tau, ("C",), "tau of each channel: a threshold", r"\tau")
 
-    def _tail(self, steps: Steps, values: Tensor) -> Tensor:
+    def _record_tail(self, steps: Steps, values: Tensor) -> Tensor:
         if self.tau is None:
             return values
         before = values
         tau = self.tau[:, None, None]
         values = torch.maximum(before, tau)
-        self.full(
+        self.record(
             steps,
             OUTPUT,
             "thresholded",
             values,
             "thresholded = max(the step before, tau)",
             r"\max(\hat x \gamma + \beta,\, \tau)",
-            worked=of_first("max({}, {}) = {}", before, tau, values),
+            worked=worked_first("max({}, {}) = {}", before, tau, values),
         )
         return values
 
@@ -147,8 +160,7 @@ class _Thresholded(Planes):
 def _filter_response(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     statistics = MeanSquare()
     if layer.learnable_eps:
-        leaf = layer.learned_eps.detach().to(statistics_dtype(x), copy=True).requires_grad_()
-        statistics.parameters["learned_eps"] = leaf
+        statistics.parameters["learned_eps"] = as_leaf(layer.learned_eps, x)
     found = _Thresholded(
         x,
         statistics,
@@ -163,9 +175,9 @@ def _filter_response(layer: Any, x: Tensor, residual: Tensor | None) -> Explanat
 
 
 class _EvoNorm(Explanation):
-    """What both EvoNorms share: operands, and the affine at the end. Their backward is autograd's.
+    """Base of both EvoNorms: operands, moments, weight and bias. Autograd gives the backward.
 
-    Their arithmetic is in the input's dtype, so that they are compared in float64.
+    The layers compute in the dtype of the input, so both sides are compared in float64.
     """
 
     exact = False
@@ -177,7 +189,7 @@ class _EvoNorm(Explanation):
             self.leaf(name, getattr(layer, name))
 
     def _moments(self, steps: Steps, x: Tensor) -> tuple[Tensor, Tensor]:
-        steps.add(INPUT, "x", self.x, axes_of(x), "the input", "x", unit="x")
+        record_x(steps, self.x, axes_of(x))
         for name, letter in (("weight", r"\gamma"), ("bias", r"\beta"), ("v", "v")):
             steps.add(INPUT, name, self.leaves[name], ("C",), f"{name} of each channel", letter)
         steps.first_plane = x.detach()[0, 0].flatten().tolist()
@@ -185,20 +197,10 @@ class _EvoNorm(Explanation):
         record_plane_moments(steps, feature_map(x), mean, var)
         return mean, var
 
-    def _affine(self, steps: Steps, normalized: Tensor) -> Tensor:
-        axes = axes_of(self.x)
+    def _record_output(self, steps: Steps, x_hat: Tensor) -> Tensor:
         weight, bias = (self.leaves[name][:, None, None] for name in ("weight", "bias"))
-        y = normalized * weight + bias
-        steps.add(
-            OUTPUT,
-            "scaled_and_shifted",
-            y,
-            axes,
-            "scaled_and_shifted = normalized * weight + bias",
-            r"\hat x \cdot \gamma + \beta",
-            worked=of_first("{} * {} + {} = {}", normalized, weight, bias, y),
-        )
-        rounded(steps, y, self.x, axes)
+        y = record_scaled_and_shifted(steps, x_hat, weight, bias, axes_of(self.x))
+        record_y(steps, y, self.x, axes_of(self.x))
         return y
 
 
@@ -212,23 +214,25 @@ class _EvoNormS0(_EvoNorm):
         mean, var = self._moments(steps, x)
         axes, grid = axes_of(x), ("N", "C")
         record_pools(steps, feature_map(x), self.pool, mean)
-        _, pooled = record_pooled(steps, feature_map(x), self.pool, mean, var, ("mean", "var"))
+        _, pooled = record_pooled_moments(
+            steps, feature_map(x), self.pool, mean, var, ("mean", "var")
+        )
         std = (pooled + self.eps).sqrt()
         formula = f"std = sqrt(var + eps), eps = {self.eps:g}"
         steps.add(STATISTICS, "std", std, grid, formula, r"\sqrt{\sigma^2 + \epsilon}", unit="x")
         gate = torch.sigmoid(self.leaves["v"][:, None, None] * x)
         steps.add(OUTPUT, "gate", gate, axes, "gate = sigmoid(v * x)", r"\sigma(v x)")
-        normalized = x * gate / per_plane(std, x)
+        x_hat = x * gate / per_plane(std, x)
         steps.add(
             OUTPUT,
-            "normalized",
-            normalized,
+            "x_hat",
+            x_hat,
             axes,
-            "normalized = x * gate / std: no mean is subtracted",
+            "x_hat = x * gate / std: no mean is subtracted",
             r"\hat x = \frac{x \, \sigma(v x)}{\sqrt{\sigma^2 + \epsilon}}",
-            worked=of_first("{} * {} / {} = {}", x, gate, std, normalized),
+            worked=worked_first("{} * {} / {} = {}", x, gate, std, x_hat),
         )
-        return self._affine(steps, normalized)
+        return self._record_output(steps, x_hat)
 
 
 class _EvoNormB0(_EvoNorm):
@@ -237,14 +241,16 @@ class _EvoNormB0(_EvoNorm):
         running = layer.running_var.detach().to(statistics_dtype(x), copy=True)
         self.given = None if layer.training else running
         self.updates = batch_updates(layer, x, BATCH)
-        self.summary = "x over the larger of the batch's deviation and a line in x"
+        self.summary = "x is divided by the batch's deviation or a line in x, whichever is larger"
 
     def forward(self, steps: Steps, x: Tensor) -> Tensor:
         mean, var = self._moments(steps, x)
         axes, grid, view = axes_of(x), ("N", "C"), feature_map(x)
         if self.given is None:
             record_pools(steps, view, BATCH, mean)
-            _, of_batch = record_pooled(steps, view, BATCH, mean, var, ("bn_mean", "bn_var"))
+            _, of_batch = record_pooled_moments(
+                steps, view, BATCH, mean, var, ("bn_mean", "bn_var")
+            )
         else:
             of_batch = self.given.expand(var.shape)
             steps.add(
@@ -260,17 +266,17 @@ class _EvoNormB0(_EvoNorm):
             steps.add(STATISTICS, name, values, grid, formula, letter, unit="x")
         line = self.leaves["v"][:, None, None] * x + per_plane(own, x)
         steps.add(OUTPUT, "line", line, axes, "line = v * x + plane_std", r"v x + \sigma_I")
-        normalized = x / torch.maximum(per_plane(floor, x), line)
+        x_hat = x / torch.maximum(per_plane(floor, x), line)
         steps.add(
             OUTPUT,
-            "normalized",
-            normalized,
+            "x_hat",
+            x_hat,
             axes,
-            "normalized = x / max(bn_std, line): no mean is subtracted",
+            "x_hat = x / max(bn_std, line): no mean is subtracted",
             r"\hat x = \frac{x}{\max(\sigma_B, v x + \sigma_I)}",
-            worked=of_first("{} / max({}, {}) = {}", x, floor, line, normalized),
+            worked=worked_first("{} / max({}, {}) = {}", x, floor, line, x_hat),
         )
-        y = self._affine(steps, normalized)
+        y = self._record_output(steps, x_hat)
         for update in self.updates:
             update.record(steps, mean.detach(), var.detach())
         return y

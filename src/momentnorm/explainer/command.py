@@ -1,4 +1,4 @@
-"""``momentnorm explain``: options, and errors as one line."""
+"""Command ``momentnorm explain``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import ast
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +19,10 @@ from ..support.printable import one_line
 from ..support.terminal import answer, print_path
 from . import example, files
 from .call import explain
+from .errors import ExplainError
+from .formats import SUFFIXES, save
 from .names import names
-from .saving import SUFFIXES, save
-from .trace import ExplainError, Trace
+from .trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,10 +33,11 @@ _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 _EPILOG = f"""\
 layers:
-  {", ".join(names())}
+{textwrap.fill(", ".join(names()), 78, initial_indent="  ", subsequent_indent="  ")}
 inputs:
-  .npy and .json (nested lists) hold a feature map (N, C, ...); .csv one plane, a row a line;
-  an image is one sample of 1 or 3 channels, from 0 to 1
+  .npy and .json (nested lists) hold a feature map (N, C, ...);
+  .csv holds one plane, with a row of numbers in each line;
+  an image is one sample of 1 or 3 channels, with values from 0 to 1
 examples:
   {PROGRAM} instance --example
   {PROGRAM} batch --input x.npy --backward one -o steps.html
@@ -49,42 +52,69 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Options of the command."""
     parser = Parser(
         prog=PROGRAM,
-        description="What a normalization computes, step by step, with the numbers.",
+        description="Show what a normalization layer computes, step by step, on your numbers.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("layer", metavar="LAYER", help="one of those below")
+    parser.add_argument("layer", metavar="LAYER", help="name of a layer, from the list below")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", type=Path, metavar="FILE", help="the input, of a kind below")
     source.add_argument(
-        "--example", action="store_true", help="the 2 x 2 x 2 x 2 example that tutorials print"
+        "--input", type=Path, metavar="FILE", help="input file, of a kind listed below"
     )
-    parser.add_argument("--dtype", choices=_DTYPES, help="of the input; default: the file's own")
-    parser.add_argument("--eval", action="store_true", help="evaluation mode, not training")
+    source.add_argument(
+        "--example", action="store_true", help="use the 2 x 2 x 2 x 2 example that tutorials print"
+    )
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, help="dtype of the input; default: that of the file"
+    )
+    _add_layer_options(parser)
+    _add_output_options(parser)
+    return parser.parse_args(argv)
+
+
+def _add_layer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--eval", action="store_true", help="evaluation mode instead of training")
     parser.add_argument("--eps", type=float, metavar="E", help="added to the variance")
-    parser.add_argument("--weight", metavar="V,V,...", help="gamma: a value for each, or one")
-    parser.add_argument("--bias", metavar="V,V,...", help="beta: a value for each, or one")
-    parser.add_argument("--groups", type=int, metavar="G", help="of group; default 2")
-    parser.add_argument("--activation", metavar="NAME", help="relu, leaky_relu, silu, gelu ...")
+    parser.add_argument(
+        "--weight", metavar="V,V,...", help="weight, gamma: one value for all, or a list"
+    )
+    parser.add_argument(
+        "--bias", metavar="V,V,...", help="bias, beta: one value for all, or a list"
+    )
+    parser.add_argument(
+        "--groups",
+        type=int,
+        metavar="G",
+        help="number of groups, for group and evonorm_s0; default 2",
+    )
+    parser.add_argument(
+        "--activation", metavar="NAME", help="activation after the norm: relu, leaky_relu, silu ..."
+    )
     parser.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any further argument, parameter or buffer of the layer; repeatable",
+        help="set an argument, parameter or buffer of the layer; repeatable",
     )
+
+
+def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backward",
         nargs="?",
         const="ones",
         metavar="GRADIENT",
-        help="the backward too: of the sum of all outputs (ones), of the first one (one), or a "
-        "gradient from a file",
+        help="show the backward too, for the sum of all outputs (ones, the default), the first "
+        "output (one), or a gradient from a file",
     )
-    parser.add_argument("--steps", metavar="NAME,...", help="show these steps alone")
-    parser.add_argument("--precision", type=int, default=4, metavar="P", help="digits; default 4")
+    parser.add_argument("--steps", metavar="NAME,...", help="show only these steps")
+    parser.add_argument(
+        "--precision", type=int, default=4, metavar="P", help="decimals of the numbers; default 4"
+    )
     parser.add_argument(
         "-o",
         "--out",
@@ -92,9 +122,8 @@ def _parsed(argv: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="FILE",
-        help=f"write a file, and print nothing; one of {', '.join(SUFFIXES)}; repeatable",
+        help=f"write a file ({', '.join(SUFFIXES)}) and print no steps; repeatable",
     )
-    return parser.parse_args(argv)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
@@ -122,16 +151,18 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _trace(layer: str, x: Any, gradient: Any, options: dict[str, Any]) -> Trace:
+    """Trace of the call; errors of the layer itself become an :class:`ExplainError`."""
     try:
         return explain(layer, x, gradient=gradient, **options)
     except ExplainError:
         raise
     except (ValueError, TypeError, RuntimeError, IndexError) as error:
-        # What the layer says about such an input; NotImplementedError is a RuntimeError.
+        # The layer refuses the input. NotImplementedError is a RuntimeError.
         raise ExplainError(f"{layer}: {one_line(error)}") from error
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Options of ``explain`` from those of the command."""
     found: dict[str, Any] = {}
     if arguments.eval:
         found["training"] = False
@@ -151,7 +182,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _value(name: str, text: str) -> Any:
-    """A number, a list of numbers, True, False or None; other words are strings."""
+    """Value of an option: a number, a list of numbers, True, False, None, or a word."""
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -165,7 +196,8 @@ def _value(name: str, text: str) -> Any:
 
 
 def _print(trace: Trace, precision: int) -> None:
-    if not sys.stdout.isatty():  # the same text wherever it goes
+    """Print the trace, with colours and in the width of the terminal if there is one."""
+    if not sys.stdout.isatty():
         print(trace.text(precision=precision), end="")
         return
     width = shutil.get_terminal_size().columns

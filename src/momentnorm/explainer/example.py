@@ -1,24 +1,26 @@
-"""The worked example that tutorials print: two samples of two channels of 2 x 2 pixels."""
+"""Example: the worked example of tutorials, two samples of two channels of 2 x 2 pixels."""
 
 from __future__ import annotations
 
 import torch
 
-from .trace import Check, Trace, TraceMismatchError
+from .errors import TraceMismatchError
+from .steps import Check
+from .trace import Trace
 
-#: (N, C, H, W) = (2, 2, 2, 2)
+#: Input, (N, C, H, W) = (2, 2, 2, 2).
 X = [
     [[[1.0, 6.0], [9.0, 4.0]], [[12.0, 18.0], [13.0, 11.0]]],
     [[[2.0, 7.0], [3.0, 8.0]], [[19.0, 17.0], [15.0, 11.0]]],
 ]
 
-#: What is printed of its Instance Normalization, by the steps' names, to so many decimals. The last
-#: decimals of the output were computed from rounded deviations, and are off by one or two.
+#: Printed values and their tolerance for each step of Instance Normalization. The printed output
+#: was computed from rounded deviations, so its last decimal is off by one or two.
 PRINTED = {
     "mean": ([[5.0, 13.5], [5.0, 15.5]], 0.0),
     "var": ([[8.5, 7.25], [6.5, 8.75]], 0.0),
     "std": ([[2.9155, 2.6926], [2.5495, 2.9580]], 5e-5),
-    "normalized": (
+    "x_hat": (
         [
             [[[-1.3720, 0.3430], [1.3720, -0.3430]], [[-0.5571, 1.6713], [-0.1857, -0.9285]]],
             [[[-1.1767, 0.7845], [-0.7845, 1.1767]], [[1.1832, 0.5071], [-0.1690, -1.5213]]],
@@ -29,7 +31,11 @@ PRINTED = {
 
 
 def compare(trace: Trace) -> list[Check]:
-    """The steps of Instance Normalization against what is printed of them."""
+    """Compare the steps of Instance Normalization with the printed values.
+
+    Raises:
+        TraceMismatchError: a step differs by more than its tolerance.
+    """
     checks = []
     for name, (printed, tolerance) in PRINTED.items():
         expected = torch.tensor(printed, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""``Explanation``: what one layer does to one input, as steps forward and backward."""
+"""Explanation: the steps of one layer for one input, forward and backward."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ import torch
 from torch import Tensor
 
 from ..core.grid import statistics_dtype
-from .trace import BACKWARD, OUTPUT, Steps
+from .steps import BACKWARD, INPUT, OUTPUT, Steps, worked_first
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
 class Explanation:
-    """What a layer does to one input.
+    """The steps of one layer for one input.
 
-    A subclass writes :meth:`forward`, of differentiable operators in the statistics' type. With
-    that alone it has a backward, by autograd; where the formulas are worth showing it writes
-    :meth:`backward` too, which is then checked against autograd.
+    A subclass implements :meth:`forward` with differentiable operators in the dtype of the
+    statistics. Autograd then gives the backward. A subclass that shows the formulas of the backward
+    implements :meth:`backward` too, and the result is checked against autograd.
 
     Attributes:
-        summary: one line: what the layer answers to the question which planes share.
-        notes: further sentences.
-        leaves: the operands that have a gradient, but for x, by the layer's own names for its
-            parameters ("weight"), in the statistics' type.
-        exact: whether the layer computes by momentnorm's reference, so that the last step has to
-            equal its output bit by bit. Otherwise (arithmetic in the input's dtype, as in torch's
-            own layers) the two are compared in float64.
+        summary: one line that says which planes share their statistics.
+        notes: further sentences for the reader.
+        leaves: operands that get a gradient, except x, in the dtype of the statistics. The keys are
+            the layer's own names of its parameters, such as "weight".
+        exact: True if the layer computes by momentnorm's reference backend. The last step must
+            then equal the output bit by bit. If False (as for torch's own layers, which compute in
+            the dtype of the input) both are compared in float64.
     """
 
     summary: str = ""
@@ -39,32 +39,35 @@ class Explanation:
         self.notes: list[str] = []
 
     def leaf(self, name: str, values: Tensor | None) -> Tensor | None:
-        """The same values in the statistics' type, as an operand that has a gradient."""
+        """Copy of an operand in the dtype of the statistics, as a leaf that gets a gradient."""
         if values is None:
             return None
-        copy = values.detach().to(statistics_dtype(values), copy=True).requires_grad_()
+        copy = as_leaf(values, values)
         self.leaves[name] = copy
         return copy
 
     def forward(self, steps: Steps, x: Tensor) -> Tensor:
-        """Record the way to y.
+        """Record the steps from x to y.
 
         Args:
-            steps: what records.
-            x: the input in the statistics' type; an operand that has a gradient.
+            steps: the recorder.
+            x: the input in the dtype of the statistics, as a leaf that gets a gradient.
 
         Returns:
-            y before it is rounded to the input's dtype, in the graph of x and ``leaves``.
+            y before it is rounded to the dtype of the input, in the graph of x and ``leaves``.
         """
         raise NotImplementedError
 
     def backward(self, steps: Steps, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-        """Record the way back; returns the gradients by name: "x", and those of ``leaves``.
+        """Record the steps of the backward.
 
         Args:
-            steps: what records.
-            x: as for :meth:`forward`.
-            gradient: dL/dy in the statistics' type.
+            steps: the recorder.
+            x: as in :meth:`forward`.
+            gradient: dL/dy in the dtype of the statistics.
+
+        Returns:
+            The gradients by name: "x", and the names of ``leaves``.
         """
         found = self.autograd(x, gradient)
         for name, values in found.items():
@@ -80,7 +83,7 @@ class Explanation:
         return found
 
     def autograd(self, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-        """The gradients by torch's autograd through the operators of :meth:`forward`."""
+        """Gradients by torch's autograd through the operators of :meth:`forward`."""
         operands = {"x": x, **self.leaves}
         with torch.enable_grad():
             y = self.forward(Steps(), x)
@@ -90,8 +93,48 @@ class Explanation:
         return dict(zip(operands, found, strict=True))
 
 
-def rounded(steps: Steps, y: Tensor, x: Tensor, axes: Sequence[str]) -> None:
-    """Record the last step of most layers: y in the dtype of x."""
+def as_leaf(values: Tensor, x: Tensor) -> Tensor:
+    """Copy of ``values`` in the dtype of the statistics of x, as a leaf that gets a gradient."""
+    return values.detach().to(statistics_dtype(x), copy=True).requires_grad_()
+
+
+def record_x(steps: Steps, x: Tensor, axes: Sequence[str]) -> None:
+    """Record the input."""
+    steps.add(INPUT, "x", x, axes, "the input", "x", unit="x")
+
+
+def record_y(steps: Steps, y: Tensor, x: Tensor, axes: Sequence[str]) -> None:
+    """Record the output: the step before it, rounded to the dtype of x."""
     dtype = str(x.dtype).removeprefix("torch.")
     formula = f"y = the step before, rounded once to {dtype}"
     steps.add(OUTPUT, "y", y.to(x.dtype), axes, formula, "y")
+
+
+def record_scaled_and_shifted(
+    steps: Steps, x_hat: Tensor, weight: Tensor, bias: Tensor, axes: Sequence[str]
+) -> Tensor:
+    """Record and return ``x_hat * weight + bias``."""
+    values = x_hat * weight + bias
+    return steps.add(
+        OUTPUT,
+        "scaled_and_shifted",
+        values,
+        axes,
+        "scaled_and_shifted = x_hat * weight + bias",
+        r"\hat x \cdot \gamma + \beta",
+        worked=worked_first("{} * {} + {} = {}", x_hat, weight, bias, values),
+    )
+
+
+def record_gradient(steps: Steps, gradient: Tensor, axes: Sequence[str], short: str = "g") -> None:
+    """Record dL/dy. ``short`` is its name in the formulas of later steps, or ""."""
+    steps.add(
+        BACKWARD,
+        "gradient",
+        gradient,
+        axes,
+        "gradient = dL/dy, the gradient of the output" + (f"; {short} for short" if short else ""),
+        rf"{short} = \frac{{\partial L}}{{\partial y}}"
+        if short
+        else r"\frac{\partial L}{\partial y}",
+    )

@@ -1,24 +1,27 @@
-"""Which explanation each layer has. To add one, write a function like those below.
+"""Family: the explanations of the layers whose weights are their own parameters.
+
+A new layer needs one function like those below:
+
+.. code-block:: python
 
     @explains(MyNorm2d)
     def _my_norm(layer, x, residual):
         return Planes(x, Pooled(Pool(1, None)), weight=layer.weight, bias=layer.bias, eps=layer.eps)
 
-A layer that is a policy on planes is a :class:`Planes`; any other is a subclass of
-:class:`Explanation` with a ``forward``. The result is checked against the layer's own output.
+A layer that is a policy on planes has a :class:`Planes`. Any other has a subclass of
+:class:`Explanation` with a ``forward``. The result is checked against the output of the layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import layers
 from ..core.grid import statistics_dtype
-from ..core.pool import BATCH, INSTANCE, Policy, Pool
+from ..core.pool import BATCH, INSTANCE, Pool
 from ..core.tail import parse_activation
 from ..layers import batch_instance_norm, switchable_norm
 from ..layers.batch_instance_norm import BatchInstanceNorm2d
@@ -26,159 +29,48 @@ from ..layers.contrast_norm import ContrastNorm2d
 from ..layers.ibn import IBN
 from ..layers.switchable_norm import SwitchableNorm
 from . import views
-from .explanation import Explanation
+from .explanation import Explanation, as_leaf
 from .mixtures import Gated, Mixed
 from .others import Contrast, LocalResponse, Split
 from .planes import Planes
-from .running import Update
+from .registry import explains, explanation_of
+from .running import (
+    Update,
+    batch_updates,
+    moments_in_evaluation,
+    running_moments,
+    updates_of,
+)
 from .statistics import Given, MeanSquare, Pooled, Statistics
-from .trace import ExplainError
 
-#: From a layer, its input, the residual, if any, and what else its call takes, to what the layer
-#: does with them.
-Explainer = Callable[..., Explanation]
-
-_EXPLAINERS: dict[type[nn.Module], Explainer] = {}
-
-_Function = TypeVar("_Function", bound=Explainer)
-
-
-def explains(*classes: type[nn.Module]) -> Callable[[_Function], _Function]:
-    """Register the function below as the explanation of these classes and their subclasses.
-
-    It is called with the layer, the input, the residual (or None) and what else the layer's call
-    takes by position, and returns an :class:`Explanation`. It reads the layer and never changes it.
-
-    >>> import momentnorm
-    >>> from momentnorm.explainer import Planes, Pooled, explains
-    >>> class ByHeight(torch.nn.Module):  # all channels of a sample share
-    ...     def forward(self, x):
-    ...         return momentnorm.functional.pooled_norm(x, pool=momentnorm.Pool(1, None))
-    >>> @explains(ByHeight)
-    ... def _by_height(layer, x, residual):
-    ...     return Planes(x, Pooled(momentnorm.Pool(1, None)))
-    >>> momentnorm.explain(ByHeight(), torch.rand(2, 3, 4)).checks[0].difference
-    0.0
-    """
-
-    def register(function: _Function) -> _Function:
-        for one in classes:
-            _EXPLAINERS[one] = function
-        return function
-
-    return register
-
-
-def explanation_of(
-    layer: nn.Module, x: Tensor, residual: Tensor | None, *operands: Any
-) -> Explanation:
-    """What this layer does to this input.
-
-    Raises:
-        ExplainError: no explanation is registered for this class.
-    """
-    for one in type(layer).__mro__:
-        if one in _EXPLAINERS:
-            return _EXPLAINERS[one](layer, x, residual, *operands)
-    known = ", ".join(sorted({one.__name__.lstrip("_") for one in _EXPLAINERS}))
-    raise ExplainError(
-        f"no explanation is known for {type(layer).__name__}: explained are {known} and their "
-        "subclasses; register another with momentnorm.explain.explains"
-    )
-
-
-#: What ``momentnorm.Pool`` means, in words.
+#: Which planes share their statistics, in words.
 _SHARING = {
     "instance": "each plane (one channel of one sample) has statistics of its own",
     "batch": "one channel of all samples shares its statistics",
     "group": "neighbouring channels of one sample share their statistics",
     "layer": "all channels of one sample share their statistics",
-    "running": "nothing is shared: the running statistics of each channel are used as they are",
+    "running": "no planes share: each channel is normalized with its running statistics",
 }
 
 
 def _tail(layer: nn.Module, residual: Tensor | None) -> dict[str, Any]:
-    """What follows the normalization; torch's own layers have nothing."""
+    """Residual and activation, as arguments of :class:`Planes`. torch's layers have neither."""
     activation, slope = parse_activation(getattr(layer, "activation", None))
     return {"residual": residual, "activation": activation, "slope": slope}
-
-
-def _given(layer: Any, x: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The running moments, where a mixture takes them in place of the batch's."""
-    if layer.training or layer.running_mean is None:
-        return None
-    running = _running(layer, x)
-    return running.mean, running.var
-
-
-def _running(layer: Any, x: Tensor) -> Given:
-    dtype = statistics_dtype(x)
-    return Given(
-        layer.running_mean.detach().to(dtype).flatten(),
-        layer.running_var.detach().to(dtype).flatten(),
-    )
-
-
-def _updates(
-    layer: Any, pool: Policy, count: int, share: float | None, mean_rule: str, var_rule: str
-) -> tuple[Update, ...]:
-    """Of what the layer has of running_mean and running_var, which is made unbiased.
-
-    Args:
-        count: the elements of which a variance is made.
-    """
-
-    def mean_of(mean: Tensor, var: Tensor) -> Tensor:
-        return pool(mean, var)[0].flatten()
-
-    def var_of(mean: Tensor, var: Tensor) -> Tensor:
-        return pool(mean, var)[1].flatten() * (count / (count - 1))
-
-    return tuple(
-        Update(name, getattr(layer, name).detach().clone(), of_batch, rule, share)
-        for name, of_batch, rule in (
-            ("running_mean", mean_of, mean_rule),
-            ("running_var", var_of, var_rule),
-        )
-        if hasattr(layer, name)
-    )
-
-
-def batch_updates(layer: Any, x: Tensor, pool: Pool) -> tuple[Update, ...]:
-    """Of a layer that keeps the batch's moments of each channel; ``pool`` is that of a channel."""
-    tracks = getattr(layer, "track_running_stats", True) and layer.running_var is not None
-    if not (layer.training and tracks):
-        return ()
-
-    def of_channel(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        pooled_mean, pooled_var = pool(mean, var)
-        return pooled_mean[0], pooled_var[0]
-
-    share = layer.momentum
-    if share is None:  # the average of all batches
-        share = 1.0 / (int(layer.num_batches_tracked) + 1)
-    return _updates(
-        layer,
-        of_channel,
-        x.shape[0] * x.shape[2:].numel(),
-        share,
-        "the batch's mean of each channel",
-        "the batch's unbiased variance of each channel, n / (n - 1) * var of n elements",
-    )
 
 
 @explains(nn.modules.instancenorm._InstanceNorm)
 def _instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     view = views.unbatched(x) if x.dim() == layer._get_no_batch_dim() else views.feature_map(x)
-    of_input = layer.training or not layer.track_running_stats
+    uses_input = layer.training or not layer.track_running_stats
     planes = view.planes(x)
     updates: tuple[Update, ...] = ()
     statistics: Statistics
-    if of_input:
+    if uses_input:
         statistics = Pooled(INSTANCE)
         if layer.running_mean is not None:
             count = planes.shape[2:].numel()
-            updates = _updates(
+            updates = updates_of(
                 layer,
                 lambda mean, var: (mean.mean(0), var.mean(0)),
                 count,
@@ -187,7 +79,7 @@ def _instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanatio
                 "the batch's average of the unbiased variances, m / (m - 1) * var, of its planes",
             )
     else:
-        statistics = _running(layer, x)
+        statistics = Given(*running_moments(layer, x))
     found = Planes(
         x,
         statistics,
@@ -198,7 +90,7 @@ def _instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanatio
         updates=updates,
         **_tail(layer, residual),
     )
-    found.summary = _SHARING["instance" if of_input else "running"]
+    found.summary = _SHARING["instance" if uses_input else "running"]
     return found
 
 
@@ -207,10 +99,10 @@ def _batch_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
     vectors = x.dim() == 2
     view = views.batch_of_vectors(x) if vectors else views.feature_map(x)
     pool = INSTANCE if vectors else BATCH
-    of_input = layer.training or (layer.running_mean is None and layer.running_var is None)
+    uses_input = layer.training or (layer.running_mean is None and layer.running_var is None)
     found = Planes(
         x,
-        Pooled(pool) if of_input else _running(layer, x),
+        Pooled(pool) if uses_input else Given(*running_moments(layer, x)),
         view=view,
         weight=layer.weight,
         bias=layer.bias,
@@ -218,7 +110,7 @@ def _batch_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
         updates=batch_updates(layer, x, pool),
         **_tail(layer, residual),
     )
-    found.summary = _SHARING["batch" if of_input else "running"]
+    found.summary = _SHARING["batch" if uses_input else "running"]
     return found
 
 
@@ -266,68 +158,64 @@ def _local_response_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
 
 @explains(SwitchableNorm)
 def _switchable_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
-    view = views.points(x) if x.dim() == 2 else views.feature_map(x)
     size = x.shape[2:].numel()
-    given = _given(layer, x)
-    dtype = statistics_dtype(x)
-    parameters = {
-        name: getattr(layer, name).detach().to(dtype, copy=True).requires_grad_()
-        for name in ("mean_weight", "var_weight")
-    }
+    given = moments_in_evaluation(layer, x)
+    parameters = {name: as_leaf(getattr(layer, name), x) for name in ("mean_weight", "var_weight")}
     policy = switchable_norm.Mixture(
         size, parameters["mean_weight"], parameters["var_weight"], layer.using_bn, given
     )
-
-    kinds: tuple[str, ...] = layer._kinds()
+    kinds = tuple(layer.mixture()["mean"])
 
     def moments_of(kind: str, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return policy.kinds(mean, var)[kinds.index(kind)]
 
-    updates: tuple[Update, ...] = ()
-    if layer.training and layer.using_bn:
-        share = 1 - layer.momentum if layer.using_moving_average else None
-        what = "the batch's mean of each channel", "the batch's variance of each channel"
-        if share is None:
-            what = what[0], "the batch's variance + mean^2 of each channel"
-
-        def of_batch(mean: Tensor, var: Tensor) -> Tensor:
-            batch_mean, batch_var = policy.of_batch(mean, var)
-            return batch_var if share is not None else batch_var + batch_mean.square()
-
-        updates = (
-            Update(
-                "running_mean",
-                layer.running_mean.detach().clone(),
-                lambda mean, var: policy.of_batch(mean, var)[0],
-                what[0],
-                share,
-            ),
-            Update("running_var", layer.running_var.detach().clone(), of_batch, what[1], share),
-        )
     found = Planes(
         x,
-        Mixed(policy, kinds, moments_of, given is not None, size > 1, parameters),
-        view=view,
+        Mixed(policy, parameters, given is not None, kinds, moments_of, size > 1),
+        view=views.points(x) if x.dim() == 2 else views.feature_map(x),
         weight=layer.weight.flatten(),
         bias=layer.bias.flatten(),
         eps=layer.eps,
-        updates=updates,
+        updates=_switchable_updates(layer, policy),
     )
     found.summary = "a learned mixture of the plane's, the sample's and the batch's statistics"
     if layer.training and layer.using_bn and layer.using_moving_average:
         found.notes.append(
-            f"This layer's momentum, {layer.momentum:g}, is what the running statistics keep: "
-            f"momentum below is torch's, {1 - layer.momentum:g}."
+            f"This layer's momentum, {layer.momentum:g}, is the share that the running statistics "
+            f"keep: momentum below is torch's, {1 - layer.momentum:g}."
         )
     return found
 
 
+def _switchable_updates(layer: Any, policy: switchable_norm.Mixture) -> tuple[Update, ...]:
+    """Updates of SwitchableNorm: moving averages, or sums of mean and of variance + mean^2."""
+    if not (layer.training and layer.using_bn):
+        return ()
+    share = 1 - layer.momentum if layer.using_moving_average else None
+    plus = "" if layer.using_moving_average else " + mean^2"
+
+    def mean_of(mean: Tensor, var: Tensor) -> Tensor:
+        return policy.of_batch(mean, var)[0]
+
+    def var_of(mean: Tensor, var: Tensor) -> Tensor:
+        batch_mean, batch_var = policy.of_batch(mean, var)
+        return batch_var + batch_mean.square() if plus else batch_var
+
+    return tuple(
+        Update(name, getattr(layer, name).detach().clone(), of_batch, rule, share)
+        for name, of_batch, rule in (
+            ("running_mean", mean_of, "the batch's mean of each channel"),
+            ("running_var", var_of, f"the batch's variance{plus} of each channel"),
+        )
+    )
+
+
 @explains(BatchInstanceNorm2d)
 def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
-    given = _given(layer, x)
+    given = moments_in_evaluation(layer, x)
     gate = layer.gate.detach().to(statistics_dtype(x), copy=True)
     if layer.training:
-        gate.clamp_(0, 1)  # as the layer does first
+        gate.clamp_(0, 1)  # the layer clamps its gate in training
     gate.requires_grad_()
 
     def of_batch(mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
@@ -338,13 +226,13 @@ def _batch_instance_norm(layer: Any, x: Tensor, residual: Tensor | None) -> Expl
 
     found = Planes(
         x,
-        Gated(policy, of_batch, given is not None, layer.eps, {"gate": gate}),
+        Gated(policy, {"gate": gate}, given is not None, of_batch, layer.eps),
         weight=layer.weight,
         bias=layer.bias,
         eps=0.0,
         updates=batch_updates(layer, x, BATCH),
     )
-    found.summary = "per channel, a gate's share of batch and the rest of instance normalization"
+    found.summary = "each channel mixes batch and instance normalization by its gate"
     return found
 
 
@@ -368,9 +256,9 @@ def _ibn(layer: Any, x: Tensor, residual: Tensor | None) -> Explanation:
 
 
 def with_our_arithmetic(layer: nn.Module) -> nn.Module:
-    """A layer of torch's own as momentnorm's class of the same name; others as they are.
+    """Turn one of torch's own layers into momentnorm's class of this name, in place.
 
-    Changes the layer: give it a copy.
+    Other layers stay unchanged. Returns the layer.
     """
     ours = getattr(layers, type(layer).__name__, None)
     if ours is not None and type(layer).__module__.startswith("torch.nn"):

@@ -1,4 +1,4 @@
-"""Inputs from files: arrays, lists of numbers, a table, an image."""
+"""Files: inputs from arrays, lists of numbers, tables and images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ..support.files import open_regular
 from ..support.packages import require
 from ..support.printable import one_line
-from .trace import ExplainError
+from .errors import ExplainError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,20 +24,20 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 KNOWN = (".npy", ".json", ".csv", *_IMAGES)
 
-#: Text, with the mark in front of it that spreadsheets write or without.
+#: UTF-8, with or without the byte order mark that spreadsheets write.
 _ENCODING = "utf-8-sig"
 
 
 def read(path: Path) -> Tensor:
-    """The numbers of a file as a tensor.
+    """Read the numbers of a file as a tensor.
 
-    ``.npy`` and ``.json`` (nested lists) hold a feature map (N, C, ...) as it is. ``.csv`` holds
-    one plane, a row a line. An image is one sample of 1 or 3 channels, upright, from 0 to 1: what
-    8 bits hold is divided by 255, and 16 bits of grey by 65535.
+    ``.npy`` and ``.json`` (nested lists) hold a feature map (N, C, ...). ``.csv`` holds one plane,
+    with a row of numbers in each line. An image is one sample of 1 or 3 channels with values from 0
+    to 1, turned upright: values of 8 bits are divided by 255, grey values of 16 bits by 65535.
 
     Raises:
-        ExplainError: no such file; another kind of file; one that does not hold numbers, is
-            damaged or enormous; an image of whole or floating-point numbers without a range.
+        ExplainError: no such file, an unknown suffix, a file that is damaged, too large or without
+            numbers, or an image whose mode has no agreed range of values.
     """
     suffix = path.suffix.lower()
     if suffix not in KNOWN:
@@ -51,7 +51,7 @@ def read(path: Path) -> Tensor:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """What opening and decoding raise, as one line with the fix."""
+    """Turn the errors of opening and decoding into an :class:`ExplainError` of one line."""
     try:
         yield
     except ExplainError:

@@ -1,13 +1,14 @@
-"""A trace as HTML: a table for notebooks, and a page that needs nothing else."""
+"""HTML: a trace as a table for notebooks, or as a page that loads no other file."""
 
 from __future__ import annotations
 
 from html import escape
 
 from .layout import Table, heading, layout, worked
-from .trace import Step, Trace
+from .steps import Step
+from .trace import Trace
 
-#: Everything takes the colours of the page around it, so that it is read on light and dark.
+#: Style of the table. Its colours follow those of the page around it, light or dark.
 _STYLE = """
 .momentnorm-trace { font: 14px/1.45 system-ui, sans-serif; text-align: left; }
 .momentnorm-trace > table { border-collapse: collapse; width: 100%; }
@@ -30,7 +31,7 @@ _STYLE = """
 
 
 def fragment(trace: Trace, precision: int = 4) -> str:
-    """A table of the steps: name and shape, formula, values."""
+    """Table of the steps of a trace, with name and shape, formula, and values in each row."""
     rows = []
     part = ""
     for step in trace.steps:
@@ -48,7 +49,7 @@ def fragment(trace: Trace, precision: int = 4) -> str:
 
 
 def page(trace: Trace, precision: int) -> str:
-    """A whole page, with no other file and no network."""
+    """Whole page of a trace, which loads no other file."""
     name = escape(trace.layer.partition("(")[0])
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -1,4 +1,4 @@
-"""How values are laid out for reading: as small tables of aligned numbers, and never too many."""
+"""Layout: the values of a step as small tables of aligned numbers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .trace import Step, Worked, count_not_finite, finite_range
+from .steps import Step, Worked
+from .values import count_not_finite, finite_range
 
-#: A step within these is shown whole: so many tables, rows and columns.
+#: Numbers of tables, rows and columns up to which a step is shown whole.
 WHOLE = (8, 8, 8)
-#: Of any other step, so much is shown, and a summary.
+#: Numbers of tables, rows and columns that are shown of a larger step, beside a summary.
 CLIPPED = (2, 5, 6)
 
-#: Half a rounding of float32: what 0.3 may be off by where it is one.
+#: Relative rounding error of float32. Numbers that differ by less, such as 0.3 in float32 and in
+#: float64, are written alike.
 _FLOAT32 = 6e-8
 
 _WORDS = {"N": "sample", "C": "channel", "D": "slice"}
@@ -32,7 +34,7 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class Table:
-    """One matrix of a step's values, as text. Headings may be empty."""
+    """One matrix of the values of a step, as text. Title and headings may be empty."""
 
     title: str
     columns: list[str]
@@ -42,14 +44,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Layout:
-    """The tables of a step, and a sentence about what they leave out, if anything."""
+    """Tables of a step, and a sentence about the values that they omit, or ""."""
 
     tables: list[Table]
     omitted: str
 
 
 def letter(index: int) -> str:
-    """A, B, ... Z, AA, AB ..."""
+    """Letters of a label: A, B, ... Z, AA, AB ..."""
     name = ""
     index += 1
     while index:
@@ -59,7 +61,7 @@ def letter(index: int) -> str:
 
 
 def _decimals(values: list[float], precision: int) -> int | None:
-    """So many that every number is exact, at most ``precision``; None for powers of ten."""
+    """Decimals that show every number exactly, up to ``precision``. None asks for exponents."""
     sizes = [abs(value) for value in values if math.isfinite(value) and value]
     if sizes and (max(sizes) >= 1e7 or max(sizes) < 10.0**-precision):
         return None
@@ -77,24 +79,24 @@ def _written(value: float, decimals: int | None, precision: int) -> str:
     if decimals is None:
         return f"{value:.{precision}e}"
     text = f"{value:.{decimals}f}"
-    # A zero with a sign says less than one without.
+    # -0.00 is written as 0.00.
     return text.lstrip("-") if not any(digit in "123456789" for digit in text) else text
 
 
 def number(value: float, precision: int) -> str:
-    """One number by itself, without zeros that say nothing."""
+    """One number as text, without trailing zeros."""
     return _written(value, _decimals([value], precision), precision)
 
 
 def worked(example: Worked, precision: int) -> str:
-    """The formula with its numbers, and no sign or parenthesis that says nothing."""
+    """Worked example as text. "(1)^2" becomes "1^2", and "+ -3" becomes "- 3"."""
     text = example.text.format(*(number(value, precision) for value in example.numbers))
     text = re.sub(r"(?<!\w)\(([\d.]+)\)\^", r"\1^", text)
     return text.replace("+ -", "- ").replace("- -", "+ ")
 
 
 def heading(step: Step) -> str:
-    """Such as "(N, C) = (2, 2), in units of x"."""
+    """Axes, shape and unit of a step, such as "(N, C) = (2, 2), in units of x"."""
     if step.shape:
         text = f"({', '.join(step.axes)}) = ({', '.join(map(str, step.shape))})"
     else:
@@ -103,6 +105,7 @@ def heading(step: Step) -> str:
 
 
 def _headings(axis: str, size: int) -> list[str]:
+    """Headings along an axis. An axis such as "in/ln/bn" names each of its entries."""
     if "/" in axis:
         return axis.split("/")[:size]
     word = _WORDS.get(axis)
@@ -110,10 +113,8 @@ def _headings(axis: str, size: int) -> list[str]:
 
 
 def layout(step: Step, precision: int) -> Layout:
-    """The values of a step as tables: the last two axes are rows and columns of one."""
-    values = step.values
-    axes = step.axes if values.dim() else ("",)
-    values = values.reshape(1) if not values.dim() else values
+    """Tables of a step. The last two axes are the rows and columns of a table."""
+    values, axes = step.values, step.axes
     while values.dim() < 2:
         values, axes = values.unsqueeze(0), ("", *axes)
     *leading, height, width = values.shape
@@ -123,23 +124,22 @@ def layout(step: Step, precision: int) -> Layout:
         size if fits else (min(pair) for pair in zip(size, CLIPPED, strict=True))
     )
     places = itertools.product(*(range(length) for length in leading))
-    shown = list(itertools.islice(places, tables_shown))
-    cells = {place: values[place][:rows, :columns].double().tolist() for place in shown}
+    cells = {
+        place: values[place][:rows, :columns].double().tolist()
+        for place in itertools.islice(places, tables_shown)
+    }
     flat = [value for table in cells.values() for row in table for value in row]
     decimals = _decimals(flat, precision)
+
+    def written(value: float) -> str:
+        return letter(int(value)) if step.letters else _written(value, decimals, precision)
+
     tables = []
-    for place in shown:
+    for place, table in cells.items():
         title = ", ".join(
             f"{_WORDS.get(axis, axis)} {index}" for axis, index in zip(axes, place, strict=False)
         )
-        if step.letters:
-            lines = [[letter(int(value)) for value in row] for row in cells[place]]
-        else:
-            lines = [
-                [_written(value, decimals, precision) for value in row] for row in cells[place]
-            ]
-        if columns < width:
-            lines = [[*line, "…"] for line in lines]
+        lines = [[*map(written, row), *["…"] * (columns < width)] for row in table]
         if rows < height:
             lines.append(["…"] * len(lines[0]))
         across, down = _headings(axes[-1], columns), _headings(axes[-2], rows)
@@ -149,6 +149,7 @@ def layout(step: Step, precision: int) -> Layout:
 
 
 def _summary(step: Step, shown: int, precision: int) -> str:
+    """Sentence about a step of which ``shown`` values are in the tables."""
     values: Tensor = step.values
     text = f"{shown} of {values.numel()} values are shown"
     found = None if step.letters else finite_range(values)

@@ -1,4 +1,4 @@
-"""Statistics that are mixed: Switchable and Batch-Instance Normalization."""
+"""Mixtures: the statistics of Switchable and Batch-Instance Normalization."""
 
 from __future__ import annotations
 
@@ -8,179 +8,195 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.pool import INSTANCE, Policy, Pool
-from .statistics import first_of, record_plane_moments, record_pooled, record_pools
-from .trace import STATISTICS, Steps, Worked
+from ..core.pool import BATCH, INSTANCE, Policy, Pool
+from .statistics import (
+    record_moment,
+    record_plane_moments,
+    record_pooled_moments,
+    record_pools,
+)
+from .steps import STATISTICS, Steps, Worked
+from .values import first_of
 from .views import View
+
+#: Pool of each kind of moments that Switchable Normalization mixes, and its planes in words.
+_KINDS = {
+    "in": (INSTANCE, "the plane"),
+    "ln": (Pool(1, None), "all channels of the sample"),
+    "bn": (BATCH, "the whole batch"),
+}
+
+#: Name, word and LaTeX letter of each moment, in the order in which policies return them.
+_MOMENTS = (("mean", "mean", r"\mu"), ("var", "variance", r"\sigma^2"))
 
 
 @dataclass(eq=False)
-class Mixed:
-    """Switchable Normalization: learned proportions of the plane's, sample's and batch's moments.
+class _Mixture:
+    """Statistics by the policy of a layer.
 
     Args:
-        policy: the layer's own, of the leaves in ``parameters``.
-        kinds: of "in" (plane), "ln" (sample) and "bn" (batch), those that the layer mixes.
-        moments_of: of a kind, from the moments of the planes.
-        running: whether the batch's are the running ones.
-        unbiased: whether the variance of a plane is, rather than that of the pool.
-        parameters: ``mean_weight`` and ``var_weight``.
+        policy: the policy of the layer, which reads the leaves in ``parameters``.
+        parameters: the parameters of the policy that get a gradient.
+        running: whether the moments of the batch are the running ones.
     """
 
     policy: Policy
-    kinds: tuple[str, ...]
-    moments_of: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
-    running: bool
-    unbiased: bool
     parameters: dict[str, Tensor]
-    of_input = True
-    as_it_is = False
-    centres = True
-
-    _POOLS = {"in": INSTANCE, "ln": Pool(1, None), "bn": Pool(None, 1)}  # noqa: RUF012
+    running: bool
+    uses_input = True
+    per_plane = False
+    subtracts_mean = True
 
     def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         return self.policy(mean, var)
+
+
+@dataclass(eq=False)
+class Mixed(_Mixture):
+    """Mixture of the moments of plane, sample and batch, as in Switchable Normalization.
+
+    Its parameters are ``mean_weight`` and ``var_weight``.
+
+    Args:
+        policy, parameters, running: as in the base class.
+        kinds: the kinds that the layer mixes, of "in" (plane), "ln" (sample) and "bn" (batch).
+        moments_of: moments of one kind, from its name and the moments of the planes.
+        unbiased_planes: whether the variance of a plane is unbiased. If not, that of a pool is.
+    """
+
+    kinds: tuple[str, ...]
+    moments_of: Callable[[str, Tensor, Tensor], tuple[Tensor, Tensor]]
+    unbiased_planes: bool
 
     def record(self, steps: Steps, view: View, mean: Tensor, var: Tensor) -> None:
         record_plane_moments(steps, view, mean, var)
-        what = {"in": "the plane", "ln": "all channels of the sample", "bn": "the whole batch"}
         for kind in self.kinds:
-            given = self.running and kind == "bn"
-            if not given:
-                record_pools(steps, view, self._POOLS[kind], mean, f"{kind}_pools")
-            words = {"mean": "the mean", "var": "the variance"}
-            for name, letter, unit, values in zip(
-                ("mean", "var"),
-                (r"\mu", r"\sigma^2"),
-                ("x", "x^2"),
-                self.moments_of(kind, mean, var),
-                strict=True,
-            ):
-                note = ""
-                if name == "var" and not given:
-                    note = "Planes have their unbiased variance here, divided by m - 1."
-                    if not self.unbiased:
-                        note = "It is the unbiased one, divided by the number of elements less 1."
-                steps.add(
-                    STATISTICS,
-                    f"{kind}_{name}",
-                    view.grid(values.expand(mean.shape)),
-                    view.grid_axes,
-                    f"{kind}_{name} = "
-                    + (f"running_{name}" if given else f"{words[name]} over {what[kind]}"),
-                    rf"{letter}_\mathrm{{{kind}}}",
-                    unit=unit,
-                    note=note,
+            self._record_kind(steps, view, kind, mean, var)
+        mixed = self(mean, var)
+        for index in range(2):
+            self._record_mixture(steps, view, index, mixed[index], mean, var)
+
+    def _record_kind(self, steps: Steps, view: View, kind: str, mean: Tensor, var: Tensor) -> None:
+        """Record the pools and the moments of one kind."""
+        pool, planes = _KINDS[kind]
+        given = self.running and kind == "bn"
+        if not given:
+            record_pools(steps, view, pool, mean, f"{kind}_pools")
+        for (name, word, letter), values in zip(
+            _MOMENTS, self.moments_of(kind, mean, var), strict=True
+        ):
+            note = ""
+            if name == "var" and not given:
+                note = (
+                    "The variance of a plane is the unbiased one here, divided by m - 1."
+                    if self.unbiased_planes
+                    else "The variance is unbiased: it is divided by the number of elements less 1."
                 )
-        mixed = dict(zip(("mean", "var"), self(mean, var), strict=True))
-        for name, letter in (("mean", r"\mu"), ("var", r"\sigma^2")):
-            weight = self.parameters[f"{name}_weight"]
-            shares = weight.softmax(0)
-            exponents = weight.detach().tolist()
-            total = " + ".join(["exp({})"] * len(exponents))
-            steps.add(
-                STATISTICS,
-                f"{name}_shares",
-                shares,
-                ("/".join(self.kinds),),
-                f"{name}_shares = softmax({name}_weight), of {', '.join(self.kinds)}",
-                r"w_k = \frac{e^{\lambda_k}}{\sum_j e^{\lambda_j}}",
-                worked=Worked(
-                    f"exp({{}}) / ({total}) = {{}}", (exponents[0], *exponents, first_of(shares))
-                ),
+            record_moment(
+                steps,
+                view,
+                f"{kind}_{name}",
+                values.expand(mean.shape),
+                f"{kind}_{name} = " + (f"running_{name}" if given else f"the {word} over {planes}"),
+                rf"{letter}_\mathrm{{{kind}}}",
+                note=note,
             )
-            parts = [
-                first_of(self.moments_of(kind, mean, var)[name == "var"]) for kind in self.kinds
-            ]
-            numbers = [n for pair in zip(shares.tolist(), parts, strict=True) for n in pair]
-            steps.add(
-                STATISTICS,
-                name,
-                view.grid(mixed[name].expand(mean.shape)),
-                view.grid_axes,
-                f"{name} = " + " + ".join(f"share * {kind}_{name}" for kind in self.kinds),
-                rf"{letter} = \sum_k w_k {letter}_k",
-                unit="x" if name == "mean" else "x^2",
-                worked=Worked(
-                    " + ".join(["{} * {}"] * len(parts)) + " = {}",
-                    (*numbers, first_of(mixed[name])),
-                ),
-            )
+
+    def _record_mixture(
+        self, steps: Steps, view: View, index: int, mixed: Tensor, mean: Tensor, var: Tensor
+    ) -> None:
+        """Record the proportions of one moment (0 for the mean, 1 for the variance) and its sum."""
+        name, _, letter = _MOMENTS[index]
+        weight = self.parameters[f"{name}_weight"]
+        shares = weight.softmax(0)
+        exponents = weight.detach().tolist()
+        total = " + ".join(["exp({})"] * len(exponents))
+        steps.add(
+            STATISTICS,
+            f"{name}_shares",
+            shares,
+            ("/".join(self.kinds),),
+            f"{name}_shares = softmax({name}_weight), of {', '.join(self.kinds)}",
+            r"w_k = \frac{e^{\lambda_k}}{\sum_j e^{\lambda_j}}",
+            worked=Worked(
+                f"exp({{}}) / ({total}) = {{}}", (exponents[0], *exponents, first_of(shares))
+            ),
+        )
+        parts = [first_of(self.moments_of(kind, mean, var)[index]) for kind in self.kinds]
+        numbers = [n for pair in zip(shares.tolist(), parts, strict=True) for n in pair]
+        record_moment(
+            steps,
+            view,
+            name,
+            mixed.expand(mean.shape),
+            f"{name} = " + " + ".join(f"share * {kind}_{name}" for kind in self.kinds),
+            rf"{letter} = \sum_k w_k {letter}_k",
+            worked=Worked(
+                " + ".join(["{} * {}"] * len(parts)) + " = {}", (*numbers, first_of(mixed))
+            ),
+        )
 
 
 @dataclass(eq=False)
-class Gated:
-    """Batch-Instance Normalization: per channel, a gate's share of batch, the rest of instance.
+class Gated(_Mixture):
+    """Mixture of batch and instance normalization by a gate, as in Batch-Instance Normalization.
+
+    Its parameter is ``gate``, (C,), the share of batch normalization in each channel. The variance
+    that its policy returns includes eps.
 
     Args:
-        policy: the layer's own; the variance that it returns has eps inside.
-        batch: the batch's moments, or the running ones, from those of the planes.
+        policy, parameters, running: as in the base class.
+        batch: moments of the batch, or the running ones, from the moments of the planes.
         eps: added to both variances.
-        parameters: ``gate``, (C,).
     """
 
-    policy: Policy
     batch: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    running: bool
     eps: float
-    parameters: dict[str, Tensor]
-    of_input = True
-    as_it_is = False
-    centres = True
-
-    def __call__(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy(mean, var)
 
     def record(self, steps: Steps, view: View, mean: Tensor, var: Tensor) -> None:
         record_pools(steps, view, INSTANCE, mean, "in_pools")
         record_plane_moments(steps, view, mean, var, ("in_mean", "in_var"))
         batch_mean, batch_var = self.batch(mean, var)
         if self.running:
-            for name, values, unit in (("mean", batch_mean, "x"), ("var", batch_var, "x^2")):
-                steps.add(
-                    STATISTICS,
-                    f"bn_{name}",
-                    view.grid(values.expand(mean.shape)),
-                    view.grid_axes,
-                    f"bn_{name} = running_{name}",
-                    r"\mu_B" if name == "mean" else r"\sigma_B^2",
-                    unit=unit,
-                )
+            for name, values, latex in (
+                ("mean", batch_mean, r"\mu_B"),
+                ("var", batch_var, r"\sigma_B^2"),
+            ):
+                values = values.expand(mean.shape)
+                formula = f"bn_{name} = running_{name}"
+                record_moment(steps, view, f"bn_{name}", values, formula, latex)
         else:
-            record_pools(steps, view, Pool(None, 1), mean, "bn_pools")
-            record_pooled(
-                steps, view, Pool(None, 1), mean, var, ("bn_mean", "bn_var"), ("in_mean", "in_var")
-            )
+            record_pools(steps, view, BATCH, mean, "bn_pools")
+            names, of = ("bn_mean", "bn_var"), ("in_mean", "in_var")
+            record_pooled_moments(steps, view, BATCH, mean, var, names, of)
+        self._record_mixture(steps, view, mean, var, batch_var)
+
+    def _record_mixture(
+        self, steps: Steps, view: View, mean: Tensor, var: Tensor, batch_var: Tensor
+    ) -> None:
+        """Record the gate, and the mean and variance of the mixture."""
         pooled_mean, pooled_var = self(mean, var)
-        steps.add(
-            STATISTICS,
-            "gate",
-            self.parameters["gate"].clamp(0, 1),
-            ("C",),
-            "gate of each channel, in [0, 1]: the batch's share",
-            r"\rho",
-        )
-        gate = first_of(self.parameters["gate"].clamp(0, 1))
-        steps.add(
-            STATISTICS,
+        gates = self.parameters["gate"].clamp(0, 1)
+        formula = "gate of each channel, in [0, 1]: the share of the batch"
+        steps.add(STATISTICS, "gate", gates, ("C",), formula, r"\rho")
+        record_moment(
+            steps,
+            view,
             "mean",
-            view.grid(pooled_mean.expand(mean.shape)),
-            view.grid_axes,
+            pooled_mean.expand(mean.shape),
             "mean = in_mean + (bn_mean - in_mean) * gate * s_b / s, the zero of the mixed line",
             r"\mu = \frac{\rho s_B \mu_B + (1 - \rho) s_I \mu_I}{s}",
-            unit="x",
             note="Both normalizations are lines in x, so their mixture is one line too.",
         )
-        steps.add(
-            STATISTICS,
+        gate = first_of(gates)
+        record_moment(
+            steps,
+            view,
             "var",
-            view.grid(pooled_var.expand(mean.shape)),
-            view.grid_axes,
+            pooled_var.expand(mean.shape),
             "var = 1 / s^2, s = gate * s_b + (1 - gate) * s_i, s_. = 1 / sqrt(var_. + eps)",
             r"\sigma^2 = s^{-2}, \quad s = \rho s_B + (1 - \rho) s_I",
-            unit="x^2",
-            note="eps is inside already.",
+            note="This variance includes eps.",
             worked=Worked(
                 "1 / ({} * {} + {} * {})^2 = {}",
                 (

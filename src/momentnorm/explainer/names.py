@@ -1,4 +1,4 @@
-"""Layers by name, made for one input: what ``explain("instance", x)`` and the command explain."""
+"""Names: layers by name, made for one input."""
 
 from __future__ import annotations
 
@@ -10,23 +10,18 @@ from torch import Tensor, nn
 
 from ..layers import by_name
 from ..support.printable import one_line
-from .trace import ExplainError
+from .errors import ExplainError
 
-#: Of :func:`momentnorm.get_norm_layer`'s names those that are explained, and two of its own:
-#: "layer" and "rms" are torch's layers here, with a weight for each element.
-_NAMES = (
-    *("instance", "batch", "group", "layer", "rms", "local_response"),
-    *("switchable", "batch_instance", "ibn", "contrast"),
-    *("filter_response", "evonorm_b0", "evonorm_s0"),
-)
-
-#: Normalized over all axes but the first.
+#: torch's layers with a weight for each element, which normalize over all axes but the first.
+#: "layer" takes the place of the layer of this name in ``by_name``.
 _OF_ELEMENTS: dict[str, type[nn.Module]] = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 
-#: These take vectors (N, C).
+_NAMES = (*by_name.NORMS, "rms")
+
+#: Layers that take vectors (N, C).
 _OF_VECTORS = ("batch", "group", "switchable")
 
-#: Options that are values of parameters and buffers, not arguments of a constructor.
+#: Options that fill a parameter or a buffer. The others are arguments of the constructor.
 _VALUES = (
     *("weight", "bias", "running_mean", "running_var"),
     *("mean_weight", "var_weight", "gate", "tau", "v"),
@@ -34,20 +29,20 @@ _VALUES = (
 
 
 def names() -> list[str]:
-    """The names that :func:`momentnorm.explain` takes in place of a layer."""
+    """Names that :func:`momentnorm.explain` takes in place of a layer."""
     return list(_NAMES)
 
 
 def build(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
-    """The layer of this name for this input.
+    """Make the layer of this name for this input.
 
-    Options that are parameters or buffers of the layer are its values; ``training`` is its mode;
-    the others go to its constructor.
+    Options that name a parameter or a buffer of the layer fill it. ``training`` is the mode of the
+    layer. The other options are arguments of its constructor.
 
     Raises:
-        ExplainError: an unknown name or option; values of another size.
+        ExplainError: an unknown name or option, or values of another size.
     """
-    if name not in _OF_ELEMENTS and name not in by_name._REGISTRY:
+    if name not in _OF_ELEMENTS and not by_name.is_registered(name):
         near = difflib.get_close_matches(name.lower().replace("-", "_"), _NAMES, 1, 0.5)
         nearest = f"; did you mean {near[0]!r}?" if near else ":"
         raise ExplainError(f"no layer is named {name!r}{nearest} Known are {', '.join(_NAMES)}")
@@ -59,7 +54,7 @@ def build(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
     if name == "instance" and {"running_mean", "running_var"} & values.keys():
         options["track_running_stats"] = True
     try:
-        layer = _made(name, x, options)
+        layer = _make(name, x, options)
     except (TypeError, ValueError) as error:
         raise ExplainError(one_line(error)) from None
     if x.is_floating_point():
@@ -68,7 +63,7 @@ def build(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
     return layer.train(training)
 
 
-def _made(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
+def _make(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
     if name in _OF_ELEMENTS:
         return _OF_ELEMENTS[name](**{"normalized_shape": x.shape[1:], **options})
     channels, spatial = x.shape[1], x.dim() - 2
@@ -81,18 +76,14 @@ def _made(name: str, x: Tensor, options: dict[str, Any]) -> nn.Module:
         spatial = 1
     if name in ("group", "evonorm_s0"):
         groups = options.pop("num_groups", 2)
-        if groups < 1 or channels % groups:
-            divisors = [str(count) for count in range(1, channels + 1) if channels % count == 0]
-            raise ExplainError(
-                f"{groups} groups do not divide {channels} channels: choose one of "
-                f"{', '.join(divisors)}"
-            )
+        by_name.check_groups(groups, channels)
         options["num_groups" if name == "group" else "groups"] = groups
     return by_name.get_norm_layer(name, dimensions=spatial, **options)(channels)
 
 
 @torch.no_grad()
 def _fill(name: str, layer: nn.Module, values: dict[str, Any]) -> None:
+    """Fill parameters and buffers of a layer in place. One number fills all of a tensor."""
     own = dict(layer.named_parameters()) | dict(layer.named_buffers())
     for key, given in values.items():
         if key not in own:

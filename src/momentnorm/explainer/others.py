@@ -1,18 +1,18 @@
-"""Layers that are no policy on planes: a sum of each plane, a window of channels, a split."""
+"""Others: explanations of layers that are not one policy on planes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .explanation import Explanation, rounded
-from .statistics import sum_of
-from .trace import BACKWARD, INPUT, OUTPUT, PARTS, STATISTICS, Steps, Worked, of_first
+from .explanation import Explanation, record_gradient, record_x, record_y
+from .steps import BACKWARD, OUTPUT, PARTS, STATISTICS, Steps, Worked, worked_first, worked_sum
+from .values import first_of
 from .views import axes_of
 
 
 class Contrast(Explanation):
-    """ContrastNorm: each plane is divided by its sum."""
+    """ContrastNorm: each plane divided by its sum."""
 
     summary = "no statistics are shared: each plane is divided by its own sum"
 
@@ -26,8 +26,8 @@ class Contrast(Explanation):
     def forward(self, steps: Steps, x: Tensor) -> Tensor:
         axes, divisor = axes_of(x), self._divisor(x)
         values = x.detach()[:1, :1].flatten().tolist()
-        steps.add(INPUT, "x", self.x, axes, "the input", "x", unit="x")
-        text, numbers = sum_of(values)
+        record_x(steps, self.x, axes)
+        text, numbers = worked_sum(values)
         steps.add(
             STATISTICS,
             "divisor",
@@ -36,16 +36,14 @@ class Contrast(Explanation):
             f"divisor = sum(x) + eps of each plane, eps = {self.eps:g}",
             r"s = \sum_{i} x_{i} + \epsilon",
             unit="x",
-            worked=Worked(
-                f"{text} + {self.eps:g} = {{}}", (*numbers, float(divisor.detach().flatten()[0]))
-            ),
+            worked=Worked(f"{text} + {self.eps:g} = {{}}", (*numbers, first_of(divisor))),
         )
         return _divided(steps, self.x, x, divisor, "s")
 
     def backward(self, steps: Steps, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         x = x.detach()
         axes, divisor = axes_of(x), self._divisor(x)
-        _arriving(steps, gradient, axes)
+        record_gradient(steps, gradient, axes)
         products = (gradient * x).sum((2, 3), keepdim=True)
         steps.add(
             BACKWARD,
@@ -71,43 +69,44 @@ class Contrast(Explanation):
             "dx = a * gradient + c",
             r"\partial L / \partial x = a g + c",
             unit="1/x",
-            worked=of_first("{} * {} + {} = {}", a, gradient, c, dx),
+            worked=worked_first("{} * {} + {} = {}", a, gradient, c, dx),
         )
         return {"x": dx}
 
 
 class LocalResponse(Explanation):
-    """LocalResponseNorm: a window of neighbouring channels, at each place by itself."""
+    """LocalResponseNorm: each element divided by a power of a sum over neighbouring channels."""
 
     exact = False
-    summary = "at each place, a window of neighbouring channels is summed; no plane is pooled"
+    summary = "neighbouring channels of one pixel share a sum of squares; no plane is pooled"
 
     def __init__(self, x: Tensor, size: int, alpha: float, beta: float, k: float) -> None:
         super().__init__()
         self.x, self.size, self.alpha, self.beta, self.k = x, size, alpha, beta, k
 
     def _window(self, values: Tensor, before: int) -> Tensor:
-        """The sum over the channels from ``before`` in front, ``size`` of them."""
+        """Sum over ``size`` neighbouring channels, of which ``before`` come first."""
         padding = [0, 0] * (values.dim() - 2) + [before, self.size - 1 - before]
         padded = torch.nn.functional.pad(values, padding)
         return padded.unfold(1, self.size, 1).sum(-1)
 
     def forward(self, steps: Steps, x: Tensor) -> Tensor:
         axes = axes_of(x)
-        steps.add(INPUT, "x", self.x, axes, "the input", "x", unit="x")
+        record_x(steps, self.x, axes)
         squares = self._window(x.square(), self.size // 2)
-        first = x.detach()[:1, : self.size - self.size // 2].flatten(2)[..., :1].flatten().tolist()
-        text, numbers = sum_of(first, "({})^2")
+        half = self.size // 2
+        first = x.detach()[:1, : self.size - half].flatten(2)[..., :1].flatten().tolist()
+        text, numbers = worked_sum(first, "({})^2")
         steps.add(
             STATISTICS,
             "window",
             squares,
             axes,
-            f"window = sum(x^2) over {self.size} neighbouring channels, {self.size // 2} of them "
-            "in front; none beyond the border",
+            f"window = sum(x^2) over {self.size} neighbouring channels, from {half} before this "
+            "one; missing channels count as 0",
             r"w_c = \sum_{j} x_{j}^2",
             unit="x^2",
-            worked=Worked(f"{text} = {{}}", (*numbers, float(squares.detach().flatten()[0]))),
+            worked=Worked(f"{text} = {{}}", (*numbers, first_of(squares))),
         )
         divisor = (self.k + self.alpha / self.size * squares) ** self.beta
         steps.add(
@@ -118,7 +117,7 @@ class LocalResponse(Explanation):
             f"divisor = (k + alpha / size * window)^beta; k = {self.k:g}, alpha = {self.alpha:g}, "
             f"size = {self.size}, beta = {self.beta:g}",
             r"d = \left(k + \frac{\alpha}{n} w\right)^{\beta}",
-            worked=of_first(
+            worked=worked_first(
                 f"({self.k:g} + {self.alpha:g} / {self.size} * {{}})^{self.beta:g} = {{}}",
                 squares,
                 divisor,
@@ -128,26 +127,31 @@ class LocalResponse(Explanation):
 
     def backward(self, steps: Steps, x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
         x, axes = x.detach(), axes_of(x)
-        _arriving(steps, gradient, axes)
+        record_gradient(steps, gradient, axes)
         base = self.k + self.alpha / self.size * self._window(x.square(), self.size // 2)
-        # The channels whose windows a channel is in: the window the other way round.
-        blame = self._window(gradient * x * base ** (-self.beta - 1), (self.size - 1) // 2)
+        # The channels whose windows contain this channel are a mirrored window.
+        gradient_window = self._window(
+            gradient * x * base ** (-self.beta - 1), (self.size - 1) // 2
+        )
         steps.add(
             BACKWARD,
-            "blame",
-            blame,
+            "gradient_window",
+            gradient_window,
             axes,
-            "blame = sum(gradient * x * (k + alpha / size * window)^(-beta - 1)) over the channels "
-            "whose window has this one",
+            "gradient_window = sum(gradient * x * (k + alpha / size * window)^(-beta - 1)), over "
+            "the channels whose window contains this one",
             r"q_c = \sum_{j} g_j x_j\, (k + \frac{\alpha}{n} w_j)^{-\beta - 1}",
         )
-        dx = gradient * base**-self.beta - 2 * self.alpha * self.beta / self.size * x * blame
+        dx = (
+            gradient * base**-self.beta
+            - 2 * self.alpha * self.beta / self.size * x * gradient_window
+        )
         steps.add(
             BACKWARD,
             "dx",
             dx,
             axes,
-            "dx = gradient / divisor - 2 * alpha * beta / size * x * blame",
+            "dx = gradient / divisor - 2 * alpha * beta / size * x * gradient_window",
             r"\partial L / \partial x = \frac{g}{d} - \frac{2 \alpha \beta}{n} x q",
             unit="1/x",
         )
@@ -155,11 +159,11 @@ class LocalResponse(Explanation):
 
 
 class Split(Explanation):
-    """Consecutive channels through layers of their own, and together again, as in IBN.
+    """Consecutive channels that pass through layers of their own, as in IBN.
 
     Args:
-        x: the input, for its dtype.
-        parts: by the layer's name for it, the explanation and the number of its channels.
+        x: the input, in its own dtype.
+        parts: explanation and number of channels of each layer, by the name of the layer.
     """
 
     def __init__(self, x: Tensor, parts: dict[str, tuple[Explanation, int]]) -> None:
@@ -179,7 +183,7 @@ class Split(Explanation):
 
     def forward(self, steps: Steps, x: Tensor) -> Tensor:
         axes = axes_of(x)
-        steps.add(INPUT, "x", self.x, axes, "the input", "x", unit="x")
+        record_x(steps, self.x, axes)
         found = []
         for (name, part), values in zip(
             self.parts.items(), torch.split(x, self.sizes, 1), strict=True
@@ -189,8 +193,7 @@ class Split(Explanation):
             steps.recorded += inner.recorded
         y = torch.cat(found, 1)
         names = ", ".join(f"{name}.y" for name in self.parts)
-        rounded = y.to(self.x.dtype)
-        steps.add(OUTPUT, "y", rounded, axes, f"y = {names}, side by side", "y")
+        steps.add(OUTPUT, "y", y.to(self.x.dtype), axes, f"y = {names}, side by side", "y")
         steps.recorded.sort(key=lambda step: PARTS.index(step.part))
         return y
 
@@ -223,7 +226,15 @@ class Split(Explanation):
 
 
 def _divided(steps: Steps, given: Tensor, x: Tensor, divisor: Tensor, letter: str) -> Tensor:
-    """The last two steps: x, which is the input as it was given but wider, over its divisor."""
+    """Record and return ``x / divisor``, and record y.
+
+    Args:
+        steps: the recorder.
+        given: the input in its own dtype.
+        x: the input in the dtype of the statistics.
+        divisor: a tensor that broadcasts to x.
+        letter: the LaTeX letter of the divisor.
+    """
     axes, y = axes_of(x), x / divisor
     steps.add(
         OUTPUT,
@@ -232,18 +243,7 @@ def _divided(steps: Steps, given: Tensor, x: Tensor, divisor: Tensor, letter: st
         axes,
         "divided = x / divisor",
         rf"\frac{{x}}{{{letter}}}",
-        worked=of_first("{} / {} = {}", x, divisor, y),
+        worked=worked_first("{} / {} = {}", x, divisor, y),
     )
-    rounded(steps, y, given, axes)
+    record_y(steps, y, given, axes)
     return y
-
-
-def _arriving(steps: Steps, gradient: Tensor, axes: tuple[str, ...]) -> None:
-    steps.add(
-        BACKWARD,
-        "gradient",
-        gradient,
-        axes,
-        "gradient = dL/dy, what arrives from behind the layer; g for short",
-        r"g = \frac{\partial L}{\partial y}",
-    )

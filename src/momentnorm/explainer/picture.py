@@ -1,7 +1,7 @@
-"""A trace as a picture: a row for each step, its formula set, its values in tinted cells.
+"""Picture: a trace with a row for each step, its formula typeset, its values in tinted cells.
 
-The tint says how large a value is beside the others of its step; the number is in the cell, so
-that nothing is said by colour alone.
+The tint shows how large a value is compared with the largest of its step. The number is in the
+cell, so the picture can be read without colours.
 """
 
 from __future__ import annotations
@@ -13,36 +13,42 @@ from typing import Any
 
 from ..support.packages import require
 from .layout import Table, heading, layout, letter
-from .trace import Step, Trace
+from .steps import Step
+from .trace import Trace
 
-#: In inches.
+#: Lengths in inches: the page, the column of the tables, a cell's height, a line, a gap.
 _WIDTH, _LEFT, _CELL, _LINE, _GAP = 10.0, 3.7, 0.24, 0.2, 0.22
 _PER_LETTER = 0.075
 
-#: A formula of fewer letters is a name alone.
+#: A LaTeX formula of fewer characters is a name alone, so the formula in words is shown instead.
 _SHORT = 8
 
+#: Red, green and blue of the strongest tint below and above zero.
 _BELOW, _ABOVE = (0.16, 0.42, 0.75), (0.80, 0.42, 0.10)
 
 
-def draw(trace: Trace, form: str, precision: int) -> bytes:
-    """The trace as a file in this format, "svg" or "png".
+def svg(trace: Trace, precision: int) -> bytes:
+    """Content of an SVG file. Raises :class:`UserError` if matplotlib is missing."""
+    return _draw(trace, "svg", precision)
 
-    Raises:
-        ExplainError: matplotlib is missing.
-    """
+
+def png(trace: Trace, precision: int) -> bytes:
+    """Content of a PNG file. Raises :class:`UserError` if matplotlib is missing."""
+    return _draw(trace, "png", precision)
+
+
+def _draw(trace: Trace, form: str, precision: int) -> bytes:
     require("matplotlib", "a picture")
     import matplotlib
 
     with matplotlib.rc_context(
         {"svg.hashsalt": "momentnorm", "svg.fonttype": "path", "mathtext.fontset": "dejavusans"}
     ):
-        return _draw(trace, form, precision)
+        return _saved(_laid_out(trace, precision), form)
 
 
-def _draw(trace: Trace, form: str, precision: int) -> bytes:
-    from matplotlib.figure import Figure
-
+def _laid_out(trace: Trace, precision: int) -> _Sheet:
+    """Sheet with all steps of the trace."""
     sheet = _Sheet()
     sheet.text(0, f"{trace.layer.partition('(')[0]}, step by step", size=15, weight="bold")
     sheet.down(0.32)
@@ -54,6 +60,13 @@ def _draw(trace: Trace, form: str, precision: int) -> bytes:
         sheet.down(0.27)
         for step in steps:
             _row(sheet, step, precision)
+    return sheet
+
+
+def _saved(sheet: _Sheet, form: str) -> bytes:
+    """Content of a file in the format "svg" or "png"."""
+    from matplotlib.figure import Figure
+
     height = sheet.y + 0.2
     figure = Figure(figsize=(sheet.right + 0.6, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
@@ -68,7 +81,7 @@ def _draw(trace: Trace, form: str, precision: int) -> bytes:
 
 
 class _Sheet:
-    """What is to be drawn, collected first: the height is known when all is laid out."""
+    """Drawing commands, collected first because the height is known only at the end."""
 
     def __init__(self) -> None:
         self.y = 0.0
@@ -81,7 +94,7 @@ class _Sheet:
     def text(self, x: float, text: str, *, y: float | None = None, **style: Any) -> None:
         at = self.y if y is None else y
         style = {"va": "center", "size": 8.5, "color": "#1a1a1a", **style}
-        # A dollar sign begins a formula; ours begin with one, and other texts have none.
+        # matplotlib typesets a text between dollar signs. Only formulas have them.
         self.drawn.append(lambda axes: axes.text(x, at, text, **style))
 
     def cell(self, x: float, y: float, width: float, tint: Any, text: str) -> None:
@@ -129,7 +142,7 @@ def _finite(step: Step) -> list[float]:
 
 
 def _widths(table: Table) -> tuple[float, float]:
-    """Of the row headings and of a cell."""
+    """Widths of the row headings and of one cell."""
     longest = max(len(cell) for row in [table.columns, *table.rows] for cell in row)
     heads = max((len(head) for head in table.row_heads), default=0)
     return heads * 0.07 + 0.06 * bool(heads), max(0.3, longest * _PER_LETTER + 0.1)
@@ -161,7 +174,7 @@ def _table(sheet: _Sheet, step: Step, table: Table, x: float, y: float, largest:
 
 
 def _tint(step: Step, cell: str, largest: float) -> tuple[float, float, float]:
-    """White for zero; towards orange above it, towards blue below."""
+    """Colour of a cell: white for zero, more orange the further above it, more blue below."""
     if step.letters:
         grey = 0.97 - 0.09 * (_index(cell) % 5) if cell != "…" else 1.0
         return grey, grey, grey

@@ -1,4 +1,4 @@
-"""A trace as lines of text: plain, with rich's colours, and as Markdown."""
+"""Text: a trace as lines, plain or with colours for a terminal."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from .layout import Table, heading, layout, worked
-from .trace import Step, Trace
+from .steps import Step
+from .trace import Trace
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-#: A line and what it is, from which a terminal takes its style.
+#: A line and its kind, which is a key of ``_STYLES`` or "".
 Line = tuple[str, str]
 
-#: Colours add nothing that the words do not say.
+WIDTH = 96
+
+#: Style of each kind of line. Colours repeat what the words say.
 _STYLES = {
     "title": "bold",
     "part": "bold cyan",
@@ -29,13 +32,13 @@ _STYLES = {
 }
 
 
-def plain(trace: Trace, precision: int, width: int) -> str:
-    """The trace as plain text."""
+def plain(trace: Trace, precision: int, width: int = WIDTH) -> str:
+    """Plain text of a trace, in lines of at most ``width`` characters."""
     return "\n".join(text.rstrip() for text, _ in lines(trace, precision, width)) + "\n"
 
 
 def rich_lines(trace: Trace, precision: int, width: int) -> Iterator[Text]:
-    """The same lines with styles."""
+    """Lines of a trace with the styles of the package rich."""
     from rich.text import Text
 
     for text, kind in lines(trace, precision, width):
@@ -43,7 +46,7 @@ def rich_lines(trace: Trace, precision: int, width: int) -> Iterator[Text]:
 
 
 def lines(trace: Trace, precision: int, width: int) -> Iterator[Line]:
-    """The trace from top to bottom."""
+    """Lines of a trace, from top to bottom."""
     width = max(width, 40)
     yield from _wrapped(trace.layer, "title", width)
     yield from _wrapped(trace.summary, "", width)
@@ -65,6 +68,7 @@ def lines(trace: Trace, precision: int, width: int) -> Iterator[Line]:
 def _wrapped(
     text: str, kind: str, width: int, first: str = "", later: str | None = None
 ) -> Iterator[Line]:
+    """Text in lines of one kind. The first line and the later lines have an indent each."""
     later = " " * len(first) if later is None else later
     for line in textwrap.wrap(text, width, initial_indent=first, subsequent_indent=later):
         yield line, kind
@@ -78,13 +82,13 @@ def _step(step: Step, precision: int, width: int) -> Iterator[Line]:
     if step.note:
         yield from _wrapped(step.note, "note", width, "  ")
     found = layout(step, precision)
-    yield from _side_by_side([_drawn(table) for table in found.tables], width)
+    yield from side_by_side(found.tables, width)
     if found.omitted:
         yield from _wrapped(found.omitted, "note", width, "  ")
 
 
-def _drawn(table: Table) -> list[Line]:
-    """A table as lines of one length, its title first."""
+def _table(table: Table) -> list[Line]:
+    """Table as lines of equal length, with its title first."""
     heads = max((len(head) for head in table.row_heads), default=0)
     cells = [table.columns, *table.rows] if table.columns else table.rows
     widths = [max(len(row[i]) for row in cells if i < len(row)) for i in range(len(table.rows[0]))]
@@ -103,10 +107,10 @@ def _drawn(table: Table) -> list[Line]:
     return [(text.ljust(longest), kind) for text, kind in drawn]
 
 
-def _side_by_side(tables: list[list[Line]], width: int) -> Iterator[Line]:
-    """As many tables in a row as there is room for."""
+def side_by_side(tables: list[Table], width: int) -> Iterator[Line]:
+    """Lines of several tables, with as many tables in a row as ``width`` holds."""
     gap, indent = "     ", "    "
-    rest = list(tables)
+    rest = [_table(table) for table in tables]
     while rest:
         row, used = [rest.pop(0)], 0
         used = len(indent) + len(row[0][0][0])
@@ -117,25 +121,3 @@ def _side_by_side(tables: list[list[Line]], width: int) -> Iterator[Line]:
             yield indent + gap.join(text for text, _ in parts), parts[0][1]
         if rest:
             yield "", ""
-
-
-def markdown(trace: Trace, precision: int) -> str:
-    """The trace as a Markdown page; its formulas as GitHub sets them."""
-    found = [f"# {trace.layer}", "", trace.summary, ""]
-    for note in trace.notes:
-        found += [f"> {note}", ""]
-    for part, steps in groupby(trace.steps, key=lambda step: step.part):
-        found += [f"## {part}", ""]
-        for step in steps:
-            found += [f"### `{step.name}`", "", f"{heading(step)}. {step.formula}", ""]
-            found += ["$$", step.latex, "$$", ""]
-            body = [f"first: {worked(step.worked, precision)}", ""] if step.worked else []
-            shown = layout(step, precision)
-            tables = [_drawn(table) for table in shown.tables]
-            body += [text.rstrip() for text, _ in _side_by_side(tables, 96)]
-            found += ["```text", *body, "```", ""]
-            for note in filter(None, (step.note, shown.omitted)):
-                found += [note, ""]
-    found += ["## Checked", ""]
-    found += [f"- {check.text}" for check in trace.checks]
-    return "\n".join(found) + "\n"

@@ -1,4 +1,4 @@
-"""How a layer sees its input as a grid of planes, (N, C, *S), and back."""
+"""Views: an input of any shape as a grid of planes, (N, C, *S), and back."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ _SPATIAL: dict[int, tuple[str, ...]] = {0: (), 1: ("L",), 2: ("H", "W"), 3: ("D"
 
 
 def spatial_axes(count: int) -> tuple[str, ...]:
-    """The names of so many spatial axes."""
+    """Names of ``count`` spatial axes."""
     return _SPATIAL.get(count) or tuple(f"S{axis}" for axis in range(1, count + 1))
 
 
 def axes_of(x: Tensor) -> tuple[str, ...]:
-    """The names of the axes of a feature map."""
+    """Names of the axes of a feature map."""
     return ("N", "C", *spatial_axes(x.dim() - 2))[: x.dim()]
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The input as planes, and back.
+    """Functions between the shape of an input and a grid of planes.
 
     Args:
-        planes: the input (or what is shaped like it) as (N, C, *S).
-        full: (N, C, *S) in the input's own shape.
-        grid: what is there for each plane, (N, C), without axes that the input does not have.
-        axes: the names of the input's axes.
-        grid_axes: those of what ``grid`` returns.
-        note: one sentence for the reader, where this is more than the input itself.
-        of: what shares its statistics with itself alone: a plane, or a row.
+        planes: reshapes the input, or a tensor of its shape, to (N, C, *S).
+        full: reshapes (N, C, *S) back to the shape of the input.
+        grid: reshapes values of planes, (N, C), to the axes that the input has.
+        axes: names of the axes of the input.
+        grid_axes: names of the axes of the result of ``grid``.
+        note: a sentence for the reader about the view, or "".
+        of: the word for a plane in formulas: "plane" or "row".
     """
 
     planes: Callable[[Tensor], Tensor]
@@ -46,17 +46,17 @@ class View:
     of: str = "plane"
 
 
-def _same(values: Tensor) -> Tensor:
+def _unchanged(values: Tensor) -> Tensor:
     return values
 
 
 def feature_map(x: Tensor) -> View:
-    """(N, C, *S) as it is."""
-    return View(_same, _same, _same, axes_of(x), ("N", "C"))
+    """View of a feature map (N, C, *S), which is a grid of planes already."""
+    return View(_unchanged, _unchanged, _unchanged, axes_of(x), ("N", "C"))
 
 
 def unbatched(x: Tensor) -> View:
-    """(C, *S): one sample."""
+    """View of one sample (C, *S)."""
 
     def squeeze(values: Tensor) -> Tensor:
         return values.squeeze(0)
@@ -67,32 +67,37 @@ def unbatched(x: Tensor) -> View:
 
 
 def batch_of_vectors(x: Tensor) -> View:
-    """(N, C), for statistics over N: one sample, whose planes are the channels."""
+    """View of vectors (N, C) for statistics over N: one sample, a plane of N elements a channel."""
     return View(
         lambda values: values.t().unsqueeze(0),
         lambda values: values.squeeze(0).t(),
         lambda values: values.squeeze(0),
         ("N", "C"),
         ("C",),
-        "A batch of vectors is one sample here: its planes are the channels, their elements the "
-        "batch.",
+        "A batch of vectors is seen as one sample: its planes are the channels, and the elements "
+        "of a plane are the batch.",
     )
 
 
 def points(x: Tensor) -> View:
-    """(N, C), for statistics over C: planes of one element."""
+    """View of vectors (N, C) for statistics over C: planes of one element."""
     return View(
         lambda values: values.unsqueeze(2),
         lambda values: values.squeeze(2),
-        _same,
+        _unchanged,
         ("N", "C"),
         ("N", "C"),
-        "Each plane is one element here: what is pooled are the elements themselves.",
+        "Each plane has one element here, so the elements themselves are pooled.",
     )
 
 
 def rows(x: Tensor, dimensions: int) -> View:
-    """Statistics over the last ``dimensions`` axes: each place of the others has one row."""
+    """View for statistics over the last axes: each index of the first axes has one row.
+
+    Args:
+        x: the input.
+        dimensions: how many axes a row has.
+    """
     leading, row = x.shape[: x.dim() - dimensions], x.shape[x.dim() - dimensions :]
     axes = axes_of(x)
     return View(

@@ -9,7 +9,8 @@ from ..support.arguments import Parser
 from ..support.errors import UserError
 from ..support.files import check_path, write_file
 from ..support.terminal import answer, print_path
-from . import page, serve
+from .document import page
+from .server import serve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,9 @@ def _explore(argv: Sequence[str]) -> int:
     way.add_argument(
         "-o", "--out", type=Path, metavar="FILE", help="write the page, one .html file"
     )
-    way.add_argument("--serve", action="store_true", help="serve it on this machine until Ctrl-C")
+    way.add_argument(
+        "--serve", action="store_true", help="serve the page on this machine until Ctrl-C"
+    )
     parser.add_argument(
         "--port", type=int, default=8000, help="port of --serve; default 8000, 0 for any free one"
     )

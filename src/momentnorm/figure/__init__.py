@@ -1,4 +1,4 @@
-"""Figure: a drawing of which elements of a feature map share their statistics."""
+"""Figure: drawings of which elements of a feature map share their statistics."""
 
 from .figure import KINDS, USUAL, draw, policy, shares
 

@@ -1,7 +1,7 @@
-"""A feature map as a block in isometric projection, in the words of SVG.
+"""Block: a feature map in isometric projection, as SVG elements.
 
-Channels go to the right, samples into the depth, the elements of a plane upwards, so that each
-plane, one channel of one sample, is a column, and every column is seen at the top.
+Channels go to the right, samples into the depth, and the elements of a plane upwards. So each plane
+(one channel of one sample) is a column, and the top of every column is visible.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Theme:
+    """Colours of a drawing."""
+
     background: str
     text: str
     quiet: str
@@ -28,13 +30,13 @@ class Theme:
     chosen: str
 
 
-# Blue and orange of Okabe and Ito: every kind of colour vision tells them apart, and so does grey.
+# Blue and orange of Okabe and Ito differ for every kind of colour vision, and in grey print.
 LIGHT = Theme("#ffffff", "#16191d", "#50565d", "#9aa1a9", "#eef0f2", "#0072b2", "#e69f00")
 DARK = Theme("#14171b", "#eef1f4", "#a9b1ba", "#5d6670", "#242a31", "#56b4e9", "#f5b83d")
 
 
 def _mixed(colour: str, other: str, share: float) -> str:
-    """``share`` of the other colour in the one."""
+    """Colour with a ``share`` of another colour in it."""
     pairs = ((int(colour[i : i + 2], 16), int(other[i : i + 2], 16)) for i in (1, 3, 5))
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 
@@ -42,13 +44,13 @@ def _mixed(colour: str, other: str, share: float) -> str:
 TIMES = " \u00d7 "
 _SPATIAL = {1: "L", 2: TIMES.join("HW"), 3: TIMES.join("DHW")}
 
-_CELL = 26.0  # the edge of a cell along samples and channels
-_RISE = 20.0, 160.0  # of one element, and of a whole plane at most
-FONT = 13.0
+_CELL = 26.0  # edge of a cell along samples and channels
+_RISE = 20.0, 160.0  # largest height of one element, and of a whole plane
+FONT = 13.0  # pixels
 
 
 class Block:
-    """The feature map in isometric projection, (0, 0, 0) at the origin."""
+    """Geometry of a feature map in isometric projection, with (0, 0, 0) at the origin."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.samples, self.channels = shape[:2]
@@ -58,33 +60,37 @@ class Block:
         self.width = self.right * (self.channels + self.samples)
         self.above = self.down * self.samples + self.rise * self.size
         self.below = self.down * self.channels
-        #: What stands on its left: the spatial dimensions and their sizes, and the room they take.
+        #: Lines of the label on the left: the spatial dimensions and their sizes.
         self.spatial = (
             _SPATIAL.get(len(shape) - 2, "S"),
             TIMES.join(str(size) for size in shape[2:]),
         )
+        #: Width of this label.
         self.label = 16 + max(room(line) for line in self.spatial)
 
     def point(self, n: float, c: float, s: float) -> tuple[float, float]:
+        """Position (x, y) of a corner on the page."""
         return self.right * (c + n), self.down * (c - n) - self.rise * s
 
     def quad(self, *corners: tuple[float, float, float]) -> str:
+        """Outline of a quadrilateral, as a path of SVG."""
         points = (self.point(*corner) for corner in corners)
         return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + "Z"
 
     def top(self, n: int, c: int) -> str:
+        """Outline of the top of a plane."""
         s = self.size
         return self.quad((n, c, s), (n, c + 1, s), (n + 1, c + 1, s), (n + 1, c, s))
 
     def front(self, n: int, c: int) -> str:
-        """The face towards the samples before, element by element."""
+        """Outlines of the face towards sample n - 1, element by element."""
         return "".join(
             self.quad((n, c, s), (n, c + 1, s), (n, c + 1, s + 1), (n, c, s + 1))
             for s in range(self.size)
         )
 
     def side(self, n: int, c: int) -> str:
-        """The face towards the channels behind, element by element."""
+        """Outlines of the face towards channel c + 1, element by element."""
         c += 1
         return "".join(
             self.quad((n, c, s), (n + 1, c, s), (n + 1, c, s + 1), (n, c, s + 1))
@@ -92,12 +98,19 @@ class Block:
         )
 
     def planes(self) -> list[tuple[int, int]]:
-        """(n, c), those that hide others after those that they hide."""
+        """Planes (n, c) from back to front, the order in which they are drawn."""
         return [(n, c) for n in reversed(range(self.samples)) for c in range(self.channels)]
 
 
 def solid(block: Block, part: Tensor, chosen: tuple[int, int], theme: Theme) -> list[str]:
-    """The planes that have a part, each with its three visible faces."""
+    """SVG elements of the planes that have a part, each with its three visible faces.
+
+    Args:
+        block: the geometry.
+        part: (N, C), share of each plane in the mean of the chosen one.
+        chosen: the chosen plane.
+        theme: the colours.
+    """
     others = part.clone()
     others[chosen] = 0
     strongest = others.max().item() or 1.0
@@ -108,7 +121,7 @@ def solid(block: Block, part: Tensor, chosen: tuple[int, int], theme: Theme) -> 
             continue
         colour = theme.chosen
         if (n, c) != chosen:
-            # Of a mixture, a larger share is a stronger colour.
+            # A larger share in a mixture has a stronger colour.
             colour = _mixed(theme.pool, theme.background, 0.75 * (1 - share / strongest))
         faces = (
             (block.front(n, c), _mixed(colour, "#000000", 0.12)),
@@ -122,7 +135,7 @@ def solid(block: Block, part: Tensor, chosen: tuple[int, int], theme: Theme) -> 
 
 
 def glass(block: Block, part: Tensor, theme: Theme) -> list[str]:
-    """The block's own faces, where a plane without a part is at its surface."""
+    """SVG elements of the surface of the block, where its planes have no part."""
     last = block.channels - 1
     empty = [(n, c) for n, c in block.planes() if part[n, c].item() == 0]
     faces = (
@@ -139,22 +152,23 @@ def glass(block: Block, part: Tensor, theme: Theme) -> list[str]:
 
 
 def text(x: float, y: float, content: str, theme: Theme, **attributes: object) -> str:
+    """SVG element of a text. Underscores in the names of attributes become hyphens."""
     given = {"fill": theme.text, "font_size": FONT} | attributes
     pairs = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in given.items())
     return f'<text x="{x:.1f}" y="{y:.1f}"{pairs}>{escape(content)}</text>'
 
 
 def room(content: str, size: float = FONT) -> float:
-    """The width of a text, generously: fonts differ."""
+    """Width to keep free for a text. It is generous, because fonts differ."""
     return 0.62 * size * len(content)
 
 
 def axes(block: Block, theme: Theme) -> list[str]:
-    """Arrows along three edges, and what they count."""
-    away = 9.0  # of an arrow from its edge
+    """SVG elements of the arrows along three edges, and of their labels."""
+    away = 9.0  # distance of an arrow from its edge
     drawn = []
     n, c, s = block.samples, block.channels, block.size
-    # From where to where, and which way is out of the block.
+    # Start and end of each edge, and the direction out of the block.
     for start, end, (out_x, out_y) in (
         ((0, 0, 0), (0, c, 0), (-0.5, 0.87)),
         ((0, c, 0), (n, c, 0), (0.5, 0.87)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +30,8 @@ def main(argv: Sequence[str]) -> int:
     return answer(PROGRAM, lambda: _figure(argv))
 
 
-def _figure(argv: Sequence[str]) -> int:
+def _parsed(argv: Sequence[str]) -> argparse.Namespace:
+    """Options of the command."""
     parser = Parser(
         prog=PROGRAM,
         description="Draw which elements of a feature map share their statistics.",
@@ -38,7 +40,7 @@ def _figure(argv: Sequence[str]) -> int:
         "kinds",
         nargs="*",
         metavar="NORM",
-        help=f"one panel for each norm, of {', '.join(KINDS)}; default: {' '.join(USUAL)}",
+        help=f"kinds of norm to draw, of {', '.join(KINDS)}; default: {' '.join(USUAL)}",
     )
     parser.add_argument(
         "--shape",
@@ -62,13 +64,26 @@ def _figure(argv: Sequence[str]) -> int:
         help="sample of the plane that is highlighted; default 0",
     )
     parser.add_argument(
-        "--channel", type=int, default=0, metavar="I", help="channel of that plane; default 0"
+        "--channel",
+        type=int,
+        default=0,
+        metavar="I",
+        help="channel of the plane that is highlighted; default 0",
     )
-    parser.add_argument("--dark", action="store_true", help="for a dark page or slide")
+    parser.add_argument("--dark", action="store_true", help="draw for a dark page or slide")
     parser.add_argument(
-        "-o", "--out", required=True, type=Path, metavar="FILE", help=".svg, .png or .pdf"
+        "-o",
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help="file to write: .svg, .png or .pdf",
     )
-    given = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def _figure(argv: Sequence[str]) -> int:
+    given = _parsed(argv)
     try:
         check_path(given.out, (".svg", ".png", ".pdf"))
         drawing = draw(
@@ -87,11 +102,12 @@ def _figure(argv: Sequence[str]) -> int:
 
 
 def _as_file(drawing: str, suffix: str) -> bytes:
+    """Content of a file of this suffix."""
     if suffix == ".svg":
         return drawing.encode()
     try:
         import cairosvg  # type: ignore[import-untyped]
-    except (ImportError, OSError) as error:  # the second where the Cairo library is missing
+    except (ImportError, OSError) as error:  # OSError if the Cairo library is missing
         raise ValueError(
             f"{suffix} needs CairoSVG and the Cairo library (pip install 'momentnorm[figure]'); or "
             "write .svg, and convert that by rsvg-convert, Inkscape or a browser"

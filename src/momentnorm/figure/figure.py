@@ -1,9 +1,9 @@
-"""The picture that everyone redraws: which elements of a feature map share their statistics.
+"""Drawing: which elements of a feature map share their statistics, as an SVG document.
 
-A feature map (N, C, *S) is drawn as a block of glass in isometric projection: channels to the
-right, samples into the depth, the elements of a plane upwards. Solid are the planes that have a
-part in the mean of one chosen plane. They are not typed in here, but asked of the library's own
-pools: a plane has a part in a mean where the derivative of the mean by the plane's is not zero.
+A feature map (N, C, *S) is drawn as a block of glass in isometric projection. Channels go to the
+right, samples into the depth, and the elements of a plane upwards. The solid planes have a part in
+the mean of one chosen plane. The library's own layers say which planes these are: a plane has a
+part in a mean if the derivative of this mean by the mean of the plane is not zero.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ from xml.sax.saxutils import escape
 import torch
 from torch import Tensor
 
-from ..core.pool import BATCH, INSTANCE, Policy, Pool
-from ..layers.switchable_norm import Mixture, SwitchableNorm2d
+from ..explainer import Planes, explanation_of
+from ..layers.by_name import check_groups, get_norm_layer
 from .block import DARK, FONT, LIGHT, TIMES, Block, Theme, axes, glass, room, solid, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["KINDS", "draw", "shares"]
+    from ..core.pool import Policy
 
-#: What can be drawn, and what stands above it.
+__all__ = ["KINDS", "USUAL", "draw", "policy", "shares"]
+
+#: Title of the panel of each kind of norm.
 KINDS = {
     "batch": "Batch Norm",
     "layer": "Layer Norm",
@@ -35,77 +37,82 @@ KINDS = {
     "switchable": "Switchable Norm",
     "rms": "RMS Norm",
 }
+
+#: Kinds that are drawn by default.
 USUAL = ("batch", "layer", "instance", "group")
 
-#: The most samples, channels and elements of a plane that a reader can still count.
+#: Largest numbers of samples, channels and elements of a plane that a reader can still count.
 MOST = (16, 32, 64)
 _PARTS = ("samples", "channels", "elements a plane")
 
 
 def policy(kind: str, shape: Sequence[int], groups: int) -> Policy:
-    """The library's policy of this kind, for a feature map of this shape.
+    """Policy of a new layer of this kind, for a feature map of this shape.
+
+    Args:
+        kind: a key of ``KINDS``.
+        shape: (N, C, *S).
+        groups: number of groups of "group".
 
     Raises:
-        ValueError: an unknown kind; groups that do not divide the channels; for "switchable",
-            planes of one element.
+        ValueError: an unknown kind, groups that do not divide the channels, or planes of one
+            element with "switchable".
     """
     if kind not in KINDS:
         raise ValueError(f"no kind of norm is called {kind!r}: choose from {', '.join(KINDS)}")
-    channels, size = shape[1], math.prod(shape[2:])
+    samples, channels, size = shape[0], shape[1], math.prod(shape[2:])
+    if kind == "switchable" and size == 1:
+        raise ValueError(
+            "switchable: the variance of a plane is the unbiased one here, which one element "
+            "does not have; use a larger plane"
+        )
+    options = {}
     if kind == "group":
-        if groups < 1 or channels % groups:
-            divisors = [str(i) for i in range(1, channels + 1) if channels % i == 0]
-            raise ValueError(
-                f"{groups} groups do not divide {channels} channels: choose one of "
-                f"{', '.join(divisors)}"
-            )
-        return Pool(1, channels // groups)
-    if kind == "switchable":
-        if size == 1:
-            raise ValueError(
-                "switchable: the variance of a plane is the unbiased one here, which one element "
-                "does not have; use a larger plane"
-            )
-        layer = SwitchableNorm2d(channels)  # new, so in equal proportions
-        mean_weight, var_weight = layer.mean_weight.detach(), layer.var_weight.detach()
-        return Mixture(size, mean_weight, var_weight, layer.using_bn, None)
-    return {"batch": BATCH, "instance": INSTANCE}.get(kind, Pool(1, None))
+        check_groups(groups, channels)
+        options["num_groups"] = groups
+    # RMSNorm pools the mean squares of the planes that LayerNorm pools the moments of.
+    make = get_norm_layer("layer" if kind == "rms" else kind, **options)
+    found = explanation_of(make(channels), torch.zeros(samples, channels, size, 1), None)
+    assert isinstance(found, Planes)
+    return found.statistics
 
 
 def shares(policy: Policy, samples: int, channels: int, sample: int, channel: int) -> Tensor:
-    r"""The share of every plane in the mean that one plane is normalized with.
+    r"""Share of every plane in the mean that one plane is normalized with.
 
     .. math:: s_{ij} = \frac{\partial \mu_{nc}}{\partial m_{ij}}
 
-    where m are the means of the planes and :math:`\mu` is what the policy makes of them.
+    Here m are the means of the planes, and :math:`\mu` are the means that the policy returns.
 
     Args:
-        policy: as in :func:`momentnorm.functional.pooled_norm`.
+        policy: a policy, as in :func:`momentnorm.functional.pooled_norm`.
         samples, channels: N and C.
-        sample, channel: n and c, the plane that is asked about.
+        sample, channel: n and c, the chosen plane.
 
     Returns:
-        (N, C), which sums to 1.
+        (N, C), with sum 1 if the policy averages.
 
+    >>> from momentnorm import Pool
     >>> shares(Pool(samples=1, channels=2), 1, 4, sample=0, channel=1)
     tensor([[0.5000, 0.5000, 0.0000, 0.0000]], dtype=torch.float64)
     """
     with torch.enable_grad():
         means = torch.zeros(samples, channels, dtype=torch.float64, requires_grad=True)
-        pooled, _ = policy(means, torch.ones_like(means))  # (N, C), or what broadcasts to it
+        pooled, _ = policy(means, torch.ones_like(means))  # (N, C), or broadcastable to it
         chosen = pooled.expand(samples, channels)[sample, channel]
         (found,) = torch.autograd.grad(chosen, means)
     return found
 
 
+# Lengths in pixels.
 _MARGIN = 22.0
-_GAP = 30.0
-_WRAP = 34  # characters of a caption's line
+_GAP = 30.0  # between panels
+_WRAP = 34  # characters in a line of a caption
 _LINE = 18.0
 _TITLE = 1.2 * FONT
-_HEAD = 34.0  # of a panel, above the block
-_LABELS = 38.0  # of the axes, below it
-_SWATCH = 21.0  # of the legend, and its distance from the words
+_HEAD = 34.0  # height of a panel above its block
+_LABELS = 38.0  # height of the axis labels below a block
+_SWATCH = 21.0  # width of a colour of the legend, with the space before its words
 
 
 def _counted(count: int, noun: str) -> str:
@@ -113,7 +120,14 @@ def _counted(count: int, noun: str) -> str:
 
 
 def _caption(kind: str, part: Tensor, chosen: tuple[int, int], size: int) -> str:
-    """What is to be seen, in words."""
+    """Sentence that says what a panel shows.
+
+    Args:
+        kind: a key of ``KINDS``.
+        part: (N, C), share of each plane in the mean of the chosen one.
+        chosen: the chosen plane.
+        size: number of elements of a plane.
+    """
     n, c = chosen
     if kind == "switchable":
         own, sample, channel = part[n, c].item(), part[n].sum().item(), part[:, c].sum().item()
@@ -132,10 +146,12 @@ def _caption(kind: str, part: Tensor, chosen: tuple[int, int], size: int) -> str
 
 @dataclass(frozen=True)
 class _Panel:
+    """One block with its title and caption."""
+
     kind: str
     title: str
     caption: str
-    part: Tensor
+    part: Tensor  # (N, C), share of each plane in the mean of the chosen one
 
     def width(self, block: Block) -> float:
         words = max(room(line) for line in self.lines())
@@ -173,22 +189,22 @@ def draw(
     channel: int = 0,
     dark: bool = False,
 ) -> str:
-    """Which elements share the statistics of one plane, as a drawing in SVG.
+    """Draw which elements share the statistics of one plane.
 
     Args:
-        kinds: of norm, a panel each: "batch", "layer", "instance", "group", "switchable", "rms".
-            "layer" and "rms" are over (C, *S).
-        shape: of the feature map, (N, C, *S): up to 16 samples, 32 channels, 64 elements a plane.
-        groups: of "group".
-        sample, channel: the plane that is asked about.
-        dark: for a dark page or slide.
+        kinds: kinds of norm, with a panel for each: "batch", "layer", "instance", "group",
+            "switchable", "rms". "layer" and "rms" are over (C, *S).
+        shape: (N, C, *S), with up to 16 samples, 32 channels and 64 elements in a plane.
+        groups: number of groups of "group".
+        sample, channel: the chosen plane.
+        dark: draw for a dark page or slide.
 
     Returns:
         An SVG document, with a title and a description for screen readers.
 
     Raises:
-        ValueError: an unknown kind; a shape that is none, or too large to be drawn; groups that do
-            not divide the channels; a plane that does not exist.
+        ValueError: an unknown kind, a shape that cannot be drawn or is too large, groups that do
+            not divide the channels, or a plane that does not exist.
 
     >>> draw(["group"], (2, 4, 3, 3), groups=2).startswith("<svg")
     True
@@ -220,7 +236,7 @@ def _sheet(
     chosen: tuple[int, int],
     theme: Theme,
 ) -> str:
-    """The panels in rows of up to four, the legend below."""
+    """SVG document with the panels in rows of up to four, and the legend below."""
     columns = math.ceil(len(panels) / math.ceil(len(panels) / 4))
     rows = math.ceil(len(panels) / columns)
     width = max(panel.width(block) for panel in panels)
@@ -258,8 +274,9 @@ def _sheet(
 def _drawn_panel(
     panel: _Panel, block: Block, chosen: tuple[int, int], theme: Theme, width: float
 ) -> list[str]:
+    """SVG elements of one panel, which is ``width`` pixels wide."""
     middle, y = width / 2, _HEAD + block.above
-    # The block and the label on its left, together in the middle.
+    # The block is centred together with the label on its left.
     x = (width - block.label - block.width) / 2 + block.label
     caption = y + block.below + _LABELS + 0.8 * _LINE
     centred = {"text_anchor": "middle"}

@@ -125,6 +125,25 @@ def register_norm_layer(
     return layer
 
 
+def is_registered(name: str) -> bool:
+    """Whether :func:`get_norm_layer` knows this name."""
+    return name.lower() in _REGISTRY
+
+
+def check_groups(groups: int, channels: int) -> None:
+    """Check a number of groups before a layer is made.
+
+    Raises:
+        ValueError: ``groups`` does not divide ``channels``.
+    """
+    if groups < 1 or channels % groups:
+        divisors = [str(count) for count in range(1, channels + 1) if channels % count == 0]
+        raise ValueError(
+            f"{groups} groups do not divide {channels} channels: choose one of "
+            f"{', '.join(divisors)}"
+        )
+
+
 def _pair(name: Any, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     match name:
         case [str(), Mapping()]:
@@ -216,3 +235,6 @@ register_norm_layer("filter_response", {2: FilterResponseNorm2d})
 register_norm_layer("evonorm_b0", {2: EvoNorm2dB0})
 register_norm_layer("evonorm_s0", {2: EvoNorm2dS0})
 register_norm_layer("none", nn.Identity)
+
+#: Names of the norms of this library, without those that are registered by others.
+NORMS = tuple(name for name in _REGISTRY if name != "none")

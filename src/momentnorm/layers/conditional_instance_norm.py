@@ -75,11 +75,11 @@ class ConditionalInstanceNorm2d(Layer):
                 f"expected more than 1 spatial element, got input size {tuple(input.shape)}: "
                 "nothing but the bias would be left of one; use a larger input"
             )
-        weight, bias = self._of_samples(styles, input.shape[0])
+        weight, bias = self.parameters_of(styles, input.shape[0])
         return functional.pooled_norm(input, weight, bias, pool=INSTANCE, eps=self.eps)
 
-    def _of_samples(self, styles: Tensor | int, samples: int) -> list[Tensor]:
-        """The weight and the bias of each sample, (N, C)."""
+    def parameters_of(self, styles: Tensor | int, samples: int) -> list[Tensor]:
+        """Weight and bias of each of ``samples`` samples, (N, C), for the labels of a call."""
         if not isinstance(styles, Tensor):
             styles = torch.tensor(styles, device=self.weight.device)
         mixed = styles.is_floating_point()

@@ -1,8 +1,8 @@
-"""How a module becomes ours, and torch's again: by its class, and by nothing else.
+"""Classes: swap the class of a torch module for momentnorm's, and back.
 
-Our classes are subclasses of torch's without state of their own, so a module that changes from one
-to the other stays the same object: its parameters, buffers, hooks, names and flags, and whoever
-holds it.
+Names with ``ours`` are momentnorm's classes, names with ``theirs`` are torch's, timm's or
+torchvision's. A class of momentnorm's is a subclass of its counterpart and adds no state. A module
+whose class changes stays the same object, with its parameters, buffers, hooks, names and flags.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 from ..layers import batch_norm, group_norm, instance_norm, sequential
 from . import norm_act
 
-#: torch's classes, and ours in their place.
+#: torch's classes and their counterparts.
 _OURS: dict[type[nn.Module], type[nn.Module]] = {
     nn.InstanceNorm1d: instance_norm.InstanceNorm1d,
     nn.InstanceNorm2d: instance_norm.InstanceNorm2d,
@@ -34,7 +34,8 @@ _OURS: dict[type[nn.Module], type[nn.Module]] = {
 }
 _THEIRS = {ours: theirs for theirs, ours in _OURS.items()}
 
-#: In the ``__dict__`` of what was torch's, so that copies and pickles can be restored too.
+#: Key in the ``__dict__`` of a swapped module. Copies and pickles have it too, so that ``restore``
+#: finds them.
 MARK = "_accelerated"
 
 
@@ -47,34 +48,34 @@ class Change(NamedTuple):
 
 
 def replaced(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The class with a counterpart of ours that this one is or inherits its forward from."""
+    """First class of the bases, from ``cls`` on, that has a counterpart, or None."""
     if (theirs := norm_act.replaced(cls)) is not None:
         return theirs
     return next((base for base in cls.__mro__ if base in _OURS), None)
 
 
 def _counterpart(theirs: type[nn.Module]) -> type[nn.Module]:
-    """Our class for one that :func:`replaced` has found."""
+    """Counterpart of a class that :func:`replaced` has found."""
     return _OURS.get(theirs) or norm_act.counterpart(theirs)
 
 
 def conflict(module: nn.Module) -> str:
-    """What a module has that its new class would change, or ""."""
+    """Reason why a change of class would change the module's behaviour, or ""."""
     theirs = replaced(type(module))
     assert theirs is not None
     ours = _names(_counterpart(theirs), theirs) | {"__reduce__", "__reduce_ex__"}
     own = _names(type(module), theirs)
     if "forward" in own:
-        return "it has a forward of its own"
+        return "it has its own forward"
     if "forward" in module.__dict__:
         return "its forward was replaced"
     own |= {*module.__dict__, *module._parameters, *module._buffers, *module._modules}
     taken = sorted(own & ours - {"extra_repr"})
-    return f"{taken[0]!r} is a name of its own, which ours has too" if taken else ""
+    return f"it defines {taken[0]!r}, and so does momentnorm's class" if taken else ""
 
 
 def _names(cls: type, base: type) -> set[str]:
-    """What a class has that a base of it does not have from its own bases."""
+    """Names that ``cls`` has, and its base ``base`` neither has nor inherits."""
     return {
         name
         for part in cls.__mro__
@@ -85,17 +86,17 @@ def _names(cls: type, base: type) -> set[str]:
 
 
 def become_ours(module: nn.Module, changes: list[Change], keep_layout: bool = True) -> str:
-    """Change the class of a module and append the change, or say why not."""
+    """Change the class of a module and append the change. Returns the reason if it fails, or ""."""
     before = type(module)
     theirs = replaced(before)
     assert theirs is not None
     try:
         module.__class__ = _OURS[before] if before in _OURS else _both(before)
-    except TypeError as error:  # a metaclass, or slots
-        return f"Python refuses: {error}"
+    except TypeError as error:  # raised for a metaclass, or for slots
+        return f"Python cannot change its class: {error}"
     module.__dict__[MARK] = True
-    if not keep_layout and isinstance(module, instance_norm._InstanceNorm):
-        module.keep_layout = False
+    if not keep_layout and hasattr(type(module), "keep_layout"):
+        module.__dict__["keep_layout"] = False
     changes.append(Change(module, before, type(module)))
     return ""
 
@@ -108,17 +109,17 @@ def become_theirs(module: nn.Module, theirs: type[nn.Module]) -> None:
 
 
 def class_before(module: nn.Module) -> type[nn.Module] | None:
-    """The class that a swapped module had, or None where its class has changed since."""
+    """Class that a swapped module had, or None if its class has changed again since."""
     before: type[nn.Module] | None = type(module).__dict__.get("_before")
     return _THEIRS.get(type(module)) or before
 
 
-#: What :func:`_both` has made.
+#: Classes made by :func:`_both`, by the class that they were made for.
 _BOTH: dict[type[nn.Module], type[nn.Module]] = {}
 
 
 def _both(theirs: type[nn.Module]) -> type[nn.Module]:
-    """A subclass of a subclass of torch's, and of ours, whose forward comes first."""
+    """Subclass of ``theirs`` and of momentnorm's class, with momentnorm's forward."""
     if theirs in _BOTH:
         return _BOTH[theirs]
     base = replaced(theirs)
@@ -137,17 +138,18 @@ def _both(theirs: type[nn.Module]) -> type[nn.Module]:
 
 
 def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
-    """How such a module is pickled: by the class that it was, since no module has its own."""
+    """Pickle a module by the class that it had: its present class is in no importable module."""
     return (_made, (self._before,), *tuple(object.__reduce_ex__(self, 2))[2:])
 
 
 def _made(theirs: type[nn.Module]) -> nn.Module:
+    """Empty module that pickle fills in."""
     cls = _both(theirs)
     return cls.__new__(cls)
 
 
 def script_of(module: nn.Module) -> str | None:
-    """The name of the norm that a scripted module was."""
+    """Name of the torch norm that a TorchScript module was made from, or None."""
     name = (
         getattr(module, "original_name", "") if isinstance(module, torch.jit.ScriptModule) else ""
     )
@@ -155,7 +157,7 @@ def script_of(module: nn.Module) -> str | None:
 
 
 def class_name(cls: type[nn.Module], module: nn.Module | None = None) -> str:
-    """How a class is called in a report."""
+    """Name of a class in a report."""
     if module is not None and (scripted := script_of(module)):
         return f"scripted {scripted}"
     if before := cls.__dict__.get("_before"):

@@ -1,4 +1,8 @@
-"""Failures behind a layer that keeps the memory layout of its input, where torch's does not."""
+"""Layouts: failures behind a layer that keeps channels_last although torch's layer does not.
+
+torch's InstanceNorm returns contiguous memory for every layout of its input. momentnorm's returns
+the layout of the input, unless its ``keep_layout`` is False.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..layers.instance_norm import _InstanceNorm
+from ..layers.base import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+#: Channels-last format, by number of dimensions.
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 FIX = (
     "write reshape(...) for view(...) there, or call momentnorm.accelerate(..., keep_layout=False)"
@@ -22,13 +27,19 @@ FIX = (
 
 
 class Cause(NamedTuple):
-    """A layer that keeps a layout, and the module that fails behind it."""
+    """Layer that keeps a layout, and the module that fails behind it.
 
-    #: The layer: its name in the model, as ``named_modules`` has it, and its class.
+    Args:
+        name: the layer's name in ``model.named_modules()``.
+        kind: the name of the layer's class.
+        layout: the layout of the layer's output.
+        module: name and class of the module that fails, for a message.
+        error: the exception that the module raised.
+    """
+
     name: str
     kind: str
     layout: str
-    #: How the module is called in a message.
     module: str
     error: Exception
 
@@ -36,14 +47,15 @@ class Cause(NamedTuple):
         return f"{_called(self.name, self.kind)}: {self.message()}"
 
     def message(self) -> str:
+        """Sentence without the layer's name and class."""
         return (
-            f"it keeps {self.layout}, where torch's layer returns contiguous memory, and behind it "
+            f"it keeps {self.layout}, torch's layer returns contiguous memory, and behind it "
             f"{self.module} raised {type(self.error).__name__}: {self.error}"
         )
 
 
 def cause(model: nn.Module, run: Callable[[], object]) -> Cause | None:
-    """Why ``run``, a call of the model, raises: the layer that keeps a layout, if that is why."""
+    """Layer whose kept layout makes ``run``, a call of the model, raise; None for other errors."""
     keepers = _keepers(model)
     if not keepers or not _runs(model, run):
         return None
@@ -72,7 +84,7 @@ def cause(model: nn.Module, run: Callable[[], object]) -> Cause | None:
 
 @contextlib.contextmanager
 def contiguous_outputs(model: nn.Module) -> Iterator[list[nn.Module]]:
-    """Let layers of ours return contiguous memory where torch's do. Yields these layers."""
+    """Make momentnorm's InstanceNorm layers return contiguous memory. Yields these layers."""
     keepers = _keepers(model)
     for layer in keepers:
         layer.__dict__["keep_layout"] = False
@@ -84,7 +96,7 @@ def contiguous_outputs(model: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def raised_in(error: Exception, modules: dict[nn.Module, str]) -> nn.Module | None:
-    """The innermost of these modules in whose method an error was raised."""
+    """Innermost of these modules in whose method the error was raised, or None."""
     found = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         candidate = frame.f_locals.get("self")
@@ -94,13 +106,17 @@ def raised_in(error: Exception, modules: dict[nn.Module, str]) -> nn.Module | No
 
 
 def _keepers(model: nn.Module) -> list[nn.Module]:
-    """The layers that keep the layout where torch's do not."""
-    layers = (layer for layer in model.modules() if isinstance(layer, _InstanceNorm))
-    return [layer for layer in layers if "keep_layout" not in layer.__dict__]
+    """Layers that keep the layout although torch's layer does not."""
+    layers = (layer for layer in model.modules() if isinstance(layer, Layer))
+    return [
+        layer
+        for layer in layers
+        if hasattr(type(layer), "keep_layout") and "keep_layout" not in layer.__dict__
+    ]
 
 
 def _runs(model: nn.Module, run: Callable[[], object]) -> bool:
-    """Whether the call works with contiguous outputs."""
+    """Whether ``run`` works if InstanceNorm returns contiguous memory."""
     with contiguous_outputs(model):
         try:
             run()
@@ -110,12 +126,13 @@ def _runs(model: nn.Module, run: Callable[[], object]) -> bool:
 
 
 def _layout(y: Tensor) -> str:
-    memory_format = _CHANNELS_LAST.get(y.dim())
+    """Name of a layout in a message."""
+    memory_format = CHANNELS_LAST.get(y.dim())
     if memory_format is not None and y.is_contiguous(memory_format=memory_format):
         return str(memory_format).removeprefix("torch.")
     return f"the strides {y.stride()}"
 
 
 def _called(name: str, kind: str) -> str:
-    """How a module is called in a message."""
+    """Name and class of a module in a message."""
     return f"{name!r} ({kind})" if name else "the model"

@@ -1,4 +1,4 @@
-"""``momentnorm.load_legacy``: checkpoints from before ``track_running_stats`` existed."""
+"""load_legacy: load checkpoints from before ``track_running_stats`` existed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,17 +31,16 @@ _Batch = nn.modules.batchnorm._BatchNorm
 
 @dataclass(frozen=True)
 class LegacyReport:
-    """What :func:`load_legacy` changed in a checkpoint so that it fits.
+    """Changes that :func:`load_legacy` made to a checkpoint and its model.
 
     Args:
-        renamed: whether the names had a ``module.`` in front, which is taken off.
-        dropped: the running statistics of InstanceNorm layers that use none.
-        added: the counts of batches, 0, that the checkpoint did not have.
-        tracking: the layers that were switched to running statistics, to keep those of the
-            checkpoint.
-        missing: with ``strict=False``, what the model has and the checkpoint has not; it is as it
-            was.
-        unexpected: with ``strict=False``, what the checkpoint has and the model has not.
+        renamed: whether the prefix ``module.`` was removed from all names.
+        dropped: running statistics of InstanceNorm layers that use none.
+        added: batch counts that the checkpoint did not have, set to 0.
+        tracking: layers that were switched to running statistics, to keep the checkpoint's.
+        missing: with ``strict=False``, names of the model that the checkpoint does not have. Their
+            values did not change.
+        unexpected: with ``strict=False``, names of the checkpoint that the model does not have.
     """
 
     renamed: bool = False
@@ -55,16 +54,16 @@ class LegacyReport:
         lines = [
             f"{text}: {printable(', '.join(names))}"
             for names, text in (
-                (self.dropped, "dropped, since InstanceNorm normalizes with the input's own"),
-                (self.added, "added, as 0"),
+                (self.dropped, "dropped, since InstanceNorm uses the statistics of its input"),
+                (self.added, "added with the value 0"),
                 (self.tracking, "switched to running statistics, which eval() now uses"),
-                (self.missing, "not in the checkpoint, and left as it was"),
-                (self.unexpected, "in the checkpoint, and not in the model"),
+                (self.missing, "not in the checkpoint, so unchanged"),
+                (self.unexpected, "not in the model, so ignored"),
             )
             if names
         ]
         if self.renamed:
-            lines.insert(0, f"renamed: {_PREFIX!r} (of DataParallel) taken off every name")
+            lines.insert(0, f"renamed: {_PREFIX!r} (of DataParallel) removed from every name")
         return "\n".join(lines or ["nothing had to be changed"])
 
 
@@ -75,31 +74,32 @@ def load_legacy(
     *,
     keep_running_statistics: bool = False,
 ) -> LegacyReport:
-    """Load a checkpoint of an old PyTorch, and say what had to be changed.
+    """Load a checkpoint of an old PyTorch, and report the changes that it needed.
 
-    - Before PyTorch 0.4 every InstanceNorm had ``running_mean`` and ``running_var``, and neither
-      training nor evaluation used them unless asked to. A layer without running statistics, as
-      is the default since, does what the old one did: they are dropped.
-    - Before 0.4.1 there was no ``num_batches_tracked``: it is added, as 0.
-    - ``module.`` in front of every name, of a model saved inside DataParallel, is taken off.
+    - Before PyTorch 0.4 every InstanceNorm had ``running_mean`` and ``running_var``, but did not
+      use them by default. Today's default has no running statistics and computes the same. They
+      are dropped.
+    - Before 0.4.1 there was no ``num_batches_tracked``. It is added with the value 0.
+    - A model saved inside DataParallel has ``module.`` in front of every name. It is removed.
 
-    Anything else that does not fit is an error, as with :meth:`torch.nn.Module.load_state_dict`;
-    then nothing is loaded, and the model is as it was. Changes are told by a UserWarning, and by
-    the returned report.
+    Anything else that does not fit is an error, as with :meth:`torch.nn.Module.load_state_dict`.
+    Then nothing is loaded, and the model is unchanged. A UserWarning and the returned report name
+    all changes.
 
     Args:
-        model: takes the parameters and buffers. A layer that tracks gets its running statistics.
-        checkpoint: a state dict, or the path of a file with one (or with a dict that has one under
-            "state_dict"), which is read with ``weights_only=True``.
-        strict: otherwise names may be missing on either side; shapes have to fit all the same.
-        keep_running_statistics: switch the InstanceNorm layers whose statistics would be dropped to
-            ``track_running_stats=True``, with those of the checkpoint. In evaluation they are then
-            used, and that is what an old model did only after ``use_running_stats()``.
+        model: the module to load into. A layer that tracks gets its running statistics.
+        checkpoint: a state dict, or the path of a file. The file holds a state dict, or a dict with
+            one under "state_dict", and is read with ``weights_only=True``.
+        strict: False allows names that only the model or only the checkpoint has. Shapes have to
+            fit in any case.
+        keep_running_statistics: give the InstanceNorm layers whose statistics would be dropped
+            ``track_running_stats=True`` and the statistics of the checkpoint. Evaluation then uses
+            them, as an old model did only after ``use_running_stats()``.
 
     Raises:
-        ValueError: the file holds a whole module, or no state dict; a model with lazy layers.
-        RuntimeError: names or shapes that do not fit; running statistics, of a layer that has none,
-            from a PyTorch that tracked them only where asked to.
+        ValueError: the file holds a whole module or no state dict, or the model has lazy layers.
+        RuntimeError: names or shapes do not fit, or the checkpoint has running statistics that a
+            newer PyTorch was asked to track and the model's layer does not use.
 
     >>> old = {"0.running_mean": torch.zeros(8), "0.running_var": torch.ones(8)}
     >>> report = load_legacy(nn.Sequential(nn.InstanceNorm2d(8)), old)  # and a warning
@@ -113,38 +113,70 @@ def load_legacy(
             "fit: call the model once first"
         )
     given = _read(checkpoint)
-    # A copy, with the versions that load_state_dict looks for.
-    state: dict[str, Any] = OrderedDict(given)
+    # load_state_dict reads the versions of the modules from _metadata.
     versions = dict(getattr(given, "_metadata", None) or {})
-    own = model.state_dict().keys()
-    renamed = bool(state) and all(name.startswith(_PREFIX) for name in state)
-    renamed = renamed and not any(name.startswith(_PREFIX) for name in own)
+    state: dict[str, Any] = OrderedDict(given)
+    renamed = _has_foreign_prefix(state, model)
     if renamed:
         state = OrderedDict((name.removeprefix(_PREFIX), state[name]) for name in state)
         versions = {
             name.removeprefix("module").removeprefix("."): version
             for name, version in versions.items()
         }
+    changes = _fit(model, state, versions, keep_running_statistics)
+    state._metadata = versions  # type: ignore[attr-defined]
+    missing, unexpected = _load(model, state, strict, changes.tracking)
+    report = LegacyReport(
+        renamed,
+        tuple(changes.dropped),
+        tuple(changes.added),
+        tuple(changes.tracking),
+        tuple(missing),
+        tuple(unexpected),
+    )
+    if report != LegacyReport():
+        warnings.warn(f"load_legacy:\n{report}", UserWarning, stacklevel=2)
+    return report
 
-    dropped: list[str] = []
-    added: list[str] = []
-    tracking: dict[str, nn.Module] = {}
+
+def _has_foreign_prefix(state: Mapping[str, Any], model: nn.Module) -> bool:
+    """Whether every name of the checkpoint starts with ``module.``, and none of the model's."""
+    return (
+        bool(state)
+        and all(name.startswith(_PREFIX) for name in state)
+        and not any(name.startswith(_PREFIX) for name in model.state_dict())
+    )
+
+
+class _Changes(NamedTuple):
+    """Names dropped and added, and the layers to switch to running statistics."""
+
+    dropped: list[str]
+    added: list[str]
+    tracking: dict[str, nn.Module]
+
+
+def _fit(
+    model: nn.Module, state: dict[str, Any], versions: Mapping[str, Any], keep: bool
+) -> _Changes:
+    """Drop and add statistics in ``state`` so that it fits the layers of the model."""
+    changes = _Changes([], [], {})
     for name, layer in model.named_modules(remove_duplicate=False):
         if not isinstance(layer, (_Instance, _Batch)):
             continue
         prefix = f"{name}." if name else ""
         statistics = [prefix + key for key in _STATISTICS if prefix + key in state]
         tracks = layer.track_running_stats or layer.running_mean is not None
-        # Statistics with a count, or with a version, are of a layer that was asked to track.
+        # A layer that was asked to track has a batch count or a version.
         legacy = prefix + _COUNT not in state and versions.get(name, {}).get("version") is None
         if isinstance(layer, _Instance) and not tracks and statistics:
-            if keep_running_statistics and len(statistics) == 2:
-                tracking[name] = layer
+            if keep and len(statistics) == 2:
+                changes.tracking[name] = layer
                 tracks = True
             elif legacy:
                 for key in statistics:
                     del state[key]
-                dropped += statistics
+                changes.dropped.extend(statistics)
             else:
                 raise RuntimeError(
                     f"{' and '.join(statistics)}: this layer was asked to track its statistics, "
@@ -153,19 +185,16 @@ def load_legacy(
                 )
         if tracks and len(statistics) == 2 and prefix + _COUNT not in state:
             state[prefix + _COUNT] = torch.tensor(0)
-            added.append(prefix + _COUNT)
-    state._metadata = versions  # type: ignore[attr-defined]
-    missing, unexpected = _load(model, state, strict, tracking)
-    report = LegacyReport(
-        renamed, tuple(dropped), tuple(added), tuple(tracking), tuple(missing), tuple(unexpected)
-    )
-    if report != LegacyReport():
-        warnings.warn(f"load_legacy:\n{report}", UserWarning, stacklevel=2)
-    return report
+            changes.added.append(prefix + _COUNT)
+    return changes
 
 
 def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str, Any]:
-    """The state dict."""
+    """State dict in a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint has none.
+    """
     state: Any = checkpoint
     if isinstance(checkpoint, (str, os.PathLike)):
         try:
@@ -176,14 +205,14 @@ def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str
         except pickle.UnpicklingError as error:
             raise ValueError(
                 f"{os.fspath(checkpoint)!r} holds more than tensors, such as a whole pickled "
-                "module, and to open it would run its code. If you trust it, do that where the "
-                "model's code is: torch.save(torch.load(path, weights_only=False).state_dict(), "
-                "new_path)"
+                "module, and opening it would run its code. If you trust it, convert it where the "
+                "model's code can be imported: torch.save(torch.load(path, weights_only=False)"
+                ".state_dict(), new_path)"
             ) from error
-        except Exception as error:  # whatever the unpickler stumbles over
+        except Exception as error:  # The unpickler raises almost any class for a damaged file.
             raise ValueError(
                 f"{os.fspath(checkpoint)!r} is no checkpoint that torch.save wrote: pass the path "
-                "of one, or a state dict"
+                "of a checkpoint, or a state dict"
             ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
@@ -192,23 +221,28 @@ def _read(checkpoint: str | os.PathLike[str] | Mapping[str, Any]) -> Mapping[str
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for name, value in state.items() if not _is_extra(name)
     ):
-        what = type(state).__name__
+        arrived = type(state).__name__
         if isinstance(state, dict):
-            what = f"a dict of {printable(', '.join(map(str, list(state)[:6])))}"
+            arrived = f"a dict of {printable(', '.join(map(str, list(state)[:6])))}"
         raise ValueError(
-            f"expected a state dict, names and tensors, got {what}: pass the entry that is one"
+            f"expected a state dict (names and tensors), got {arrived}: pass the entry that is a "
+            "state dict"
         )
     return state
 
 
 def _is_extra(name: object) -> bool:
+    """Whether this entry of a state dict may be any object, not only a tensor."""
     return isinstance(name, str) and name.endswith("_extra_state")
 
 
 def _load(
     model: nn.Module, state: Mapping[str, Any], strict: bool, tracking: Mapping[str, nn.Module]
 ) -> tuple[list[str], list[str]]:
-    """All of it, or nothing: torch loads what fits before it raises."""
+    """Load the whole state dict, or raise and leave the model unchanged.
+
+    torch's own ``load_state_dict`` loads the entries that fit before it raises.
+    """
     tensors = [*model.parameters(), *model.buffers()]
     before = [tensor.detach().clone() for tensor in tensors]
     for name, layer in tracking.items():
@@ -228,7 +262,7 @@ def _load(
 
 
 def _track(layer: Any, state: Mapping[str, Any], prefix: str) -> None:
-    """Make the layer one that tracks."""
+    """Switch a layer to running statistics, with new buffers on the device of its parameters."""
     layer.track_running_stats = True
     like = next(iter(layer.parameters()), state[prefix + "running_mean"])
     size = layer.num_features
@@ -238,6 +272,7 @@ def _track(layer: Any, state: Mapping[str, Any], prefix: str) -> None:
 
 
 def _untrack(layer: Any) -> None:
+    """Undo :func:`_track`."""
     layer.track_running_stats = False
     for key in (*_STATISTICS, _COUNT):
         setattr(layer, key, None)

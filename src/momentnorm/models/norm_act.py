@@ -1,11 +1,11 @@
-"""Norms of timm and torchvision that have a forward of their own, for ``accelerate``.
+"""NormAct: counterparts of timm's and torchvision's norms that define their own forward.
 
-timm's layers are a norm, a dropout and an activation in one. torchvision's and timm's frozen batch
-norms are no subclasses of torch's. The classes here compute the same on momentnorm's kernels, the
-activation in the same pass. Neither package is imported: their classes are known by name.
+A timm layer is a norm, a dropout and an activation in one. The frozen batch norms of both packages
+are not subclasses of torch's. The classes here compute these layers on momentnorm's kernels, with
+the activation in the same pass. Neither package is imported: their classes are found by name.
 
-timm's LayerNorm2d is not here. It normalizes the channels of each pixel, which is not a policy on
-planes, and torch's ``layer_norm`` is the faster way to do that.
+timm's LayerNorm2d has no counterpart. It normalizes the channels of each pixel, so its statistics
+are not those of planes (one channel of one sample), and torch's ``layer_norm`` is faster for it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ..layers.group_norm import GroupNorm
 
 
 class _NormAct(nn.Module):
-    """The forward that these layers share."""
+    """Forward of all counterparts."""
 
-    #: The class in whose place this one is; ``accelerate`` makes a subclass of both.
+    #: The class that the layer had. ``accelerate`` sets it on the subclass of both that it makes.
     _before: ClassVar[type[nn.Module]]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,17 +42,18 @@ class _NormAct(nn.Module):
         return y
 
     def _fused(self) -> nn.Module | None:
-        """The activation that can be computed in the same pass, unless something comes between."""
+        """Activation to compute in the same pass, or None. A dropout before it rules this out."""
         activation: nn.Module | None = getattr(self, "act", None)
         undropped = type(getattr(self, "drop", None)) in (nn.Identity, type(None))
         fits = undropped and activation is not None and sequential.is_activation(activation)
         return activation if fits else None
 
     def _fits(self, x: Tensor) -> bool:
-        """Whether ours computes what theirs does for this input."""
+        """Whether the counterpart gives the results of the original for this input."""
         return x.dim() == 4
 
     def _normalized(self, x: Tensor, **options: Any) -> Tensor:
+        """x (N, C, H, W) normalized; ``options`` may have an ``activation``."""
         raise NotImplementedError
 
 
@@ -68,7 +69,7 @@ class _GroupNormAct(_NormAct, GroupNorm):  # type: ignore[misc]
     engine = GroupNorm
 
     def _fits(self, x: Tensor) -> bool:
-        # timm's fast norm computes in the type of autocast.
+        # timm's fast norm computes in the dtype of autocast.
         return not getattr(self, "_fast_norm", getattr(self, "fast_norm", False))
 
     def _normalized(self, x: Tensor, **options: Any) -> Tensor:
@@ -85,7 +86,8 @@ class _FrozenBatchNormAct(_NormAct):
     eps: float
 
     def _fits(self, x: Tensor) -> bool:
-        # Theirs multiplies and adds: other types are promoted, and statistics may have gradients.
+        # The originals multiply and add. That promotes other dtypes, and gives gradients to the
+        # statistics. The kernels do neither.
         statistics = (self.running_mean, self.running_var)
         return (
             x.dim() == 4
@@ -99,7 +101,7 @@ class _FrozenBatchNormAct(_NormAct):
         )
 
 
-#: By package and name of the class that defines the forward.
+#: Counterparts, by package and name of the class that defines the forward.
 _COUNTERPARTS: dict[tuple[str, str], type[nn.Module]] = {
     ("timm", "BatchNormAct2d"): _BatchNormAct,
     ("timm", "GroupNorm"): _GroupNormAct,
@@ -117,7 +119,7 @@ def _key(cls: type[nn.Module]) -> tuple[str, str]:
 
 
 def replaced(cls: type[nn.Module]) -> type[nn.Module] | None:
-    """The class of timm's or torchvision's whose forward this one has, or None."""
+    """Class of timm's or torchvision's whose forward ``cls`` has unchanged, or None."""
     owner = next(base for base in cls.__mro__ if "forward" in vars(base))
     forward = vars(owner)["forward"]
     own = getattr(forward, "__module__", None), getattr(forward, "__qualname__", None)
@@ -126,16 +128,16 @@ def replaced(cls: type[nn.Module]) -> type[nn.Module] | None:
 
 
 def is_known(module: nn.Module) -> bool:
-    """Whether this is one of these layers, theirs or ours."""
+    """Whether this is a layer of timm or torchvision with a counterpart, or the counterpart."""
     return isinstance(module, _NormAct) or replaced(type(module)) is not None
 
 
 def counterpart(theirs: type[nn.Module]) -> type[nn.Module]:
-    """Our class for one that :func:`replaced` has found."""
+    """Counterpart of a class that :func:`replaced` has found."""
     return _COUNTERPARTS[_key(theirs)]
 
 
 def fused(module: nn.Module) -> str:
-    """The activation that a swapped layer computes in the same pass, or ""."""
+    """Name of the activation that a swapped layer computes in the same pass, or ""."""
     activation = module._fused() if isinstance(module, _NormAct) else None
     return "" if activation is None else type(activation).__name__

@@ -1,4 +1,4 @@
-"""``patch``: calls of ``torch.nn.functional``'s normalizations go to ours."""
+"""patch: send calls of ``torch.nn.functional``'s normalizations to momentnorm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from .. import functional
 from ..core.context import transform_in_progress
-from .accelerate import no_kernel
+from .eligibility import no_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,41 +20,46 @@ if TYPE_CHECKING:
 
 __all__ = ["patch"]
 
-#: layer_norm and rms_norm are not here, since momentnorm has torch's own.
-_NAMES = ("instance_norm", "batch_norm", "group_norm")
+#: Replaced functions. momentnorm uses torch's own layer_norm and rms_norm.
+NAMES = ("instance_norm", "batch_norm", "group_norm")
 
-#: Guards the three below.
+#: Guards the three variables that follow.
 _lock = threading.Lock()
-_open: dict[patch, int] = {}  # how many starts of each patch have not been stopped
-_active = False  # whether there are any: apart, since compiled code is made for each value
-_before: dict[str, Any] = {}  # what stood in torch.nn.functional when the first one started
+#: For each patch, the number of its starts that have not been stopped.
+_open: dict[patch, int] = {}
+#: Whether ``_open`` has entries. torch.compile compiles again when this bool changes.
+_active = False
+#: Functions of torch.nn.functional when the first patch started.
+_before: dict[str, Any] = {}
 
 
 class patch:  # noqa: N801 - used as a function
-    """Under this, ``torch.nn.functional``'s instance, batch and group norm are ours.
+    """Replace ``torch.nn.functional``'s instance, batch and group norm by momentnorm's.
 
-    For models that call them directly: ``with momentnorm.patch(): ...``. ``patch().start()`` and
-    ``.stop()`` do the same without a block, and ``patch(permanent=True)`` has started already.
-    Patches nest, and the last to end, by an exception or not, puts back what was there.
+    This serves models that call these functions: ``with momentnorm.patch(): ...``. Without a block,
+    ``patch().start()`` and ``.stop()`` do the same, and ``patch(permanent=True)`` starts at once.
+    Patches nest. The last one to end, also by an exception, puts the replaced functions back.
 
-    It replaces three attributes of the module ``torch.nn.functional``. So
+    A patch replaces three attributes of the module ``torch.nn.functional``:
 
-    - it is for the whole process: other threads, and the backward, see it too. Start it before the
-      threads that are to use it. What a checkpoint computes again in a backward after the block is
-      torch's, and torch raises an error about the difference: put the backward inside;
-    - ``torch.nn``'s own layers compute with ours as well, since they call these functions;
-    - who imported a function by its name before, ``from torch.nn.functional import batch_norm``,
-      has torch's. Who does so inside has torch's again after the last patch;
-    - inputs that no kernel takes (:func:`momentnorm.use_backend` says otherwise) and tensor
-      subclasses, those of torch.fx among them, go to torch's functions, and so does every call
-      inside a ``torch.func`` transform, forward-mode differentiation or a dispatch mode;
-    - Ctrl-C and exceptions leave it as it was before or after the change, never half done;
-    - ``torch.compile`` sees it, and compiles apart for inside and outside; start it outside of what
-      is compiled. ``torch.jit.script`` does not: scripts keep torch's functions. Traces and
-      exports get torch's standard operators.
+    - The whole process sees it, other threads and the backward pass too. Start it before the
+      threads that use it.
+    - A checkpoint that is recomputed in a backward after the block uses torch's functions, and
+      torch raises an error about the difference. Run the backward inside the block.
+    - ``torch.nn``'s own layers call these functions, so they use momentnorm too.
+    - A function imported by name before, ``from torch.nn.functional import batch_norm``, stays
+      torch's. A function imported by name inside gives torch's results again after the last patch.
+    - Inputs that no kernel takes go to torch's functions, unless :func:`momentnorm.use_backend`
+      names a backend. So do tensor subclasses, and every call inside a ``torch.func`` transform,
+      forward-mode differentiation or a dispatch mode.
+    - Ctrl-C and exceptions leave all functions replaced or none.
+    - ``torch.compile`` compiles separately for calls inside and outside. Start the patch outside
+      the compiled code.
+    - ``torch.jit.script`` keeps torch's functions. Traces and exports get torch's standard
+      operators.
 
-    :func:`momentnorm.accelerate` does more for models made of layers: it computes activations in
-    the same pass, and reports.
+    For models made of layers :func:`momentnorm.accelerate` is the better choice: it also fuses
+    activations, and it reports.
 
     Raises:
         RuntimeError: ``stop`` without ``start``.
@@ -71,9 +76,9 @@ class patch:  # noqa: N801 - used as a function
             self.start()
 
     def start(self) -> patch:
-        """Patch until :meth:`stop`; the patch itself."""
-        # torch's compiler, as it is imported (an optimizer imports it too), makes a list of torch's
-        # functions, and leaves these whole: ours are not to be in it.
+        """Patch until :meth:`stop`. Returns the patch itself."""
+        # When torch's compiler is imported, it lists torch's functions and never looks into them.
+        # Import it now, so that the list has torch's functions and not the replacements.
         import torch._dynamo  # noqa: F401
 
         with _lock:
@@ -81,7 +86,7 @@ class patch:  # noqa: N801 - used as a function
             try:
                 _set_starts(self, count + 1)
                 return self
-            except BaseException:  # nobody knows that it has started, so nobody would stop it
+            except BaseException:  # The caller does not learn of the start, so undo it.
                 _set_starts(self, count)
                 raise
 
@@ -93,7 +98,7 @@ class patch:  # noqa: N801 - used as a function
                 raise RuntimeError("this patch has not been started: call start() before stop()")
             try:
                 _set_starts(self, count - 1)
-            except BaseException:  # Ctrl-C: finish first
+            except BaseException:  # Ctrl-C comes in between: finish, then raise.
                 _set_starts(self, count - 1)
                 raise
 
@@ -110,7 +115,7 @@ class patch:  # noqa: N801 - used as a function
 
 
 def _set_starts(started: patch, count: int) -> None:
-    """Note how often a patch has started, and put in place what follows. Repeating it is safe."""
+    """Record the open starts of a patch, then replace or put back. A repeated call is safe."""
     global _active
     if count:
         _open[started] = count
@@ -125,27 +130,29 @@ def _set_starts(started: patch, count: int) -> None:
     elif not _open:
         _active = False
         for name, function in _PATCHED.items():
-            if getattr(F, name) is function:  # else somebody has wrapped it since
+            if getattr(F, name) is function:  # Otherwise other code has wrapped it.
                 setattr(F, name, _before[name])
 
 
-def _is_torchs(x: Any) -> bool:
-    """Whether a call with this input stays torch's."""
+def _goes_to_torch(x: Any) -> bool:
+    """Whether torch's function takes a call with this input."""
     return (
         not _active
         or type(x) not in (Tensor, Parameter)
-        or transform_in_progress(x) is not None  # first: some tensors cannot be asked
+        or transform_in_progress(x)
+        is not None  # Before no_kernel, which cannot read wrapped tensors.
         or bool(no_kernel(x))
     )
 
 
 def _patched(name: str) -> Callable[..., Any]:
+    """Replacement of a function of torch.nn.functional."""
     theirs = getattr(F, name)
 
     @functools.wraps(theirs)
     def call(*args: Any, **kwargs: Any) -> Any:
         x: Any = args[0] if args else kwargs.get("input")
-        if _is_torchs(x):
+        if _goes_to_torch(x):
             return theirs(*args, **kwargs)
         return getattr(functional, name)(*args, **kwargs)
 
@@ -153,4 +160,4 @@ def _patched(name: str) -> Callable[..., Any]:
     return call
 
 
-_PATCHED = {name: _patched(name) for name in _NAMES}
+_PATCHED = {name: _patched(name) for name in NAMES}

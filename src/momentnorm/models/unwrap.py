@@ -1,4 +1,4 @@
-"""What stands around a model and is not part of it."""
+"""Unwrap: the model inside a compiled or data-parallel wrapper."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The module that a compiler, or data parallelism, was given."""
+    """Module that was given to torch.compile, DataParallel or DistributedDataParallel."""
     while True:
         if isinstance(model, _PARALLEL):
             model = model.module

@@ -1,6 +1,6 @@
-"""``momentnorm.check``: what goes wrong with the normalization layers of a model, and the fix.
+"""Checkup: find faults in the normalization layers of a model, each with a fix.
 
-(Which backend takes a call is another question, and ``momentnorm doctor`` answers it.)
+``momentnorm doctor`` answers another question: which backend takes a call.
 """
 
 from .report import KINDS, Finding, Report

@@ -1,4 +1,4 @@
-"""One call of one normalization layer: what arrived, and what can be said of it."""
+"""Call: one call of one normalization layer, with its input, output and statistics."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from ...core.checks import DTYPES
 from ...core.grid import statistics_dtype
 from ...core.pool import BATCH, INSTANCE, Pool
 from ...layers.batch_instance_norm import BatchInstanceNorm2d
-from ...layers.switchable_norm import SwitchableNorm
+from ...layers.switchable_norm import SwitchableNorm, SwitchableNorm1d
 from ...moments import Moments
 from .report import Finding, Severity, some
 
 Instance = nn.modules.instancenorm._InstanceNorm
 Batch = nn.modules.batchnorm._BatchNorm
 
-#: Whose calls are looked at.
+#: Classes of the layers whose calls are checked.
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, SwitchableNorm)
 
 
 class History(NamedTuple):
-    """The running statistics before the first call, which moves them on in training.
+    """Running statistics before the first call, which updates them in training.
 
     Args:
         running: mean and variance, (C,) each, or None.
-        moved: whether any batch had left a trace in them.
+        moved: whether they differ from their initial values.
     """
 
     running: tuple[Tensor, Tensor] | None
@@ -37,6 +37,7 @@ class History(NamedTuple):
 
     @classmethod
     def of(cls, layer: nn.Module) -> History:
+        """Copy of the layer's present running statistics."""
         mean, var = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
         if mean is None or var is None:
             return cls(None, False)
@@ -47,7 +48,14 @@ class History(NamedTuple):
 
 
 class Call:
-    """One call of one layer: what arrived, and what can be said of it."""
+    """One call of one normalization layer.
+
+    Args:
+        name: the layer's name in the model.
+        layer: the layer.
+        x: the input.
+        history: the running statistics before the first call of the layer.
+    """
 
     def __init__(self, name: str, layer: nn.Module, x: Tensor, history: History) -> None:
         self.name = name
@@ -55,10 +63,11 @@ class Call:
         self.x = x
         self.y: Tensor | None = None
         self.running, self.moved = history
-        #: Where values that are not finite were seen first.
-        self.origin = "what the model does between its layers, before this one"
+        #: Place where NaN or infinity was seen first.
+        self.origin = "the model's own operations between its layers, before this one"
 
     def finding(self, severity: Severity, kind: str, message: str, fix: str) -> Finding:
+        """Finding of this layer; the message gets the name of its class."""
         return Finding(severity, self.name, kind, f"{type(self.layer).__name__}: {message}", fix)
 
     @property
@@ -67,13 +76,14 @@ class Call:
 
     @property
     def of_instances(self) -> bool:
-        """Whether planes have statistics of their own, alone or in a mixture."""
+        """Whether the layer uses statistics of single planes, alone or in a mixture."""
         return isinstance(self.layer, (Instance, BatchInstanceNorm2d)) or (
-            isinstance(self.layer, SwitchableNorm) and self.layer._spatial_dimensions > 0
+            isinstance(self.layer, SwitchableNorm) and not isinstance(self.layer, SwitchableNorm1d)
         )
 
     @property
     def of_batches(self) -> bool:
+        """Whether the layer is a BatchNorm."""
         return isinstance(self.layer, Batch)
 
     @property
@@ -85,11 +95,12 @@ class Call:
 
     @cached_property
     def finite(self) -> bool:
+        """Whether all values of the input are finite."""
         return bool(self.x.isfinite().all())
 
     @cached_property
     def planes(self) -> Tensor | None:
-        """The input as (N, C, *S), or None where it is none of the inputs that are understood."""
+        """Input as (N, C, *S), or None for a shape or dtype that the layer does not take."""
         x, layer = self.x, self.layer
         if x.dtype not in DTYPES or not x.numel() or x.layout is not torch.strided:
             return None
@@ -97,7 +108,7 @@ class Call:
             x = x.unsqueeze(0)
         if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
             shape = tuple(layer.normalized_shape)
-            if not is_torchs(layer) or tuple(x.shape[-len(shape) :]) != shape:
+            if not has_torch_forward(layer) or tuple(x.shape[-len(shape) :]) != shape:
                 return None
             return x.reshape(-1, 1, math.prod(shape))
         if x.dim() < 2:
@@ -108,14 +119,14 @@ class Call:
 
     @cached_property
     def pool(self) -> Pool:
-        """Which planes share a mean."""
+        """Planes that share a mean."""
         if isinstance(self.layer, nn.GroupNorm) and self.planes is not None:
             return Pool(1, self.planes.shape[1] // self.layer.num_groups)
         return BATCH if self.of_batches else INSTANCE
 
     @cached_property
     def count(self) -> int:
-        """How many values one mean is of; 0 where that is not known."""
+        """Number of values of one mean; 0 if it is not known."""
         if self.planes is None:
             return 0
         samples, _, *spatial = self.planes.shape
@@ -124,7 +135,7 @@ class Call:
 
     @cached_property
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance that the layer has of this input, each pool's once: of two axes."""
+        """Mean and variance of this input, one value for each pool, (N or 1, C or groups)."""
         assert self.planes is not None
         planes = Moments.of(self.planes)
         rows = slice(0, 1 if self.pool.samples is None else None)
@@ -134,7 +145,7 @@ class Call:
 
     @property
     def sets(self) -> str:
-        """What one mean is of."""
+        """Noun for the values that share a mean."""
         if self.of_batches:
             return "channels"
         if isinstance(self.layer, nn.GroupNorm):
@@ -143,36 +154,39 @@ class Call:
 
     @property
     def knows_moments(self) -> bool:
-        """Whether the layer divides by a deviation that is known here, of more than one value."""
+        """Whether :attr:`moments` are those that the layer uses, each of more than one value."""
         mixture = isinstance(self.layer, (BatchInstanceNorm2d, SwitchableNorm))
         return self.finite and self.count > 1 and not mixture
 
     @cached_property
     def constant(self) -> Tensor:
-        """Of each set, whether its values are one value, up to their rounding."""
+        """Flag for each pool: whether all its values are equal up to rounding."""
         mean, var = self.moments
         rounding = torch.finfo(self.x.dtype).eps / 2 * mean.abs()
         return var <= rounding.square()
 
 
 def unbatched_dim(layer: Any) -> int:
-    """How many dimensions an input of this InstanceNorm without a batch has."""
+    """Number of dimensions of an input without a batch to this InstanceNorm."""
     return int(layer._get_no_batch_dim())
 
 
-def is_torchs(layer: nn.Module) -> bool:
-    """Whether torch's own code computes the output: a subclass of ours or of others does not."""
+def has_torch_forward(layer: nn.Module) -> bool:
+    """Whether the layer has torch's own forward, not that of a subclass."""
     function = type(layer).forward
     return function.__module__.startswith("torch.nn.modules")
 
 
 def eps_of(layer: Any, dtype: torch.dtype) -> float:
+    """Value of a layer's eps. RMSNorm's None means the epsilon of the dtype."""
     return float(torch.finfo(dtype).eps if layer.eps is None else layer.eps)
 
 
 def count(flags: Tensor) -> str:
+    """Number of set flags and of all flags, as text."""
     return f"{int(flags.sum())} of {flags.numel()}"
 
 
 def indices(flags: Tensor) -> str:
+    """Indices of the first set flags, as text."""
     return some([str(index) for index in flags.nonzero().flatten().tolist()])

@@ -1,4 +1,4 @@
-"""What :func:`momentnorm.check` returns."""
+"""Report: the result of :func:`momentnorm.check`, a list of findings."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ if TYPE_CHECKING:
 
 Severity = Literal["error", "warning", "hint"]
 
-#: From the worst on.
+#: Severities, the worst first.
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")
 
-#: Every kind of finding, and what it is about.
+#: Kinds of findings, each with its subject.
 KINDS = {
     "exception": "the model raised",
     "few-elements": "a mean and a variance of one or two values",
-    "channels": "another number of channels than the layer was made for",
-    "tracking": "track_running_stats and the running statistics do not go together",
-    "never-moved": "evaluation with running statistics that no batch has moved",
-    "running-var": "running statistics that nothing can be divided by",
+    "channels": "a number of channels that is not the layer's",
+    "tracking": "track_running_stats that contradicts the running statistics",
+    "never-moved": "evaluation with running statistics that no batch has updated",
+    "running-var": "running statistics that are NaN, infinite, negative or below eps",
     "gap": "running statistics that do not fit this data",
     "batch-size": "batch statistics of very few samples",
-    "momentum": "a momentum with which the running statistics are of no use",
+    "momentum": "a momentum that makes the running statistics useless",
     "constant": "planes, groups or channels that are constant",
-    "eps": "variances that eps outweighs",
-    "digits": "a mean so large that the digits of the deviations are lost",
+    "eps": "variances that are small beside eps",
+    "digits": "a mean so large that digits of the output are lost",
     "non-finite": "NaN or infinity",
-    "overflow": "values near the end of float16",
+    "overflow": "values near the largest float16, or above it",
     "zero-weight": "a weight of zeros",
-    "layout": "channels_last goes in, contiguous comes out, or what is behind it needs that",
-    "wasted-bias": "a bias that the normalization behind it takes away",
+    "layout": "a channels_last input whose output is contiguous, or has to be",
+    "wasted-bias": "a bias that the normalization behind it removes",
     "unused": "a layer that this forward does not call",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that goes wrong in one layer.
+    """One fault of one layer.
 
     Args:
-        severity: "error" (it raises, or the result is useless), "warning" (probably not what was
-            meant) or "hint" (legitimate, but worth knowing).
-        layer: its name in the model, as ``named_modules`` has it; "" for the model itself.
+        severity: "error" (the call raises, or the result is useless), "warning" (probably a
+            mistake) or "hint" (legitimate, but worth knowing).
+        layer: the layer's name in ``model.named_modules()``; "" for the model itself.
         kind: one of :data:`KINDS`.
-        message: the invariant, and what arrived.
-        fix: what to do.
+        message: the rule, and the values that break it.
+        fix: the change that removes the fault.
     """
 
     severity: Severity
@@ -63,11 +63,11 @@ class Report:
     """The findings of :func:`momentnorm.check`: ``for finding in report``; ``print(report)``.
 
     Args:
-        findings: from the worst on, and otherwise in the order of the forward.
+        findings: the worst first, then in the order of the forward.
         layers: how many normalization layers the model has.
         calls: how often they were called.
         training: the mode of the model.
-        exception: what the model raised, if it did. What would have come after it was not seen.
+        exception: the exception that the model raised, or None. Layers behind it were not seen.
     """
 
     findings: tuple[Finding, ...]
@@ -83,7 +83,7 @@ class Report:
         return len(self.findings)
 
     def __bool__(self) -> bool:
-        """As :attr:`ok`: a report that is true is a model that is well."""
+        """Equal to :attr:`ok`, so that ``if check(model, x):`` asks for a model without faults."""
         return self.ok
 
     @property
@@ -115,7 +115,7 @@ class Report:
             f"{_plural(self.layers, 'normalization layer')}, called {_plural(self.calls, 'time')} "
             f"in {'train' if self.training else 'eval'} mode: {', '.join(counts)}"
         ]
-        # Layers with the same ailment are one entry, told by the first of them.
+        # Findings of one kind and severity are one entry, with the message of the first.
         same: dict[tuple[str, str], list[Finding]] = {}
         for finding in self.findings:
             same.setdefault((finding.severity, finding.kind), []).append(finding)
@@ -131,10 +131,11 @@ class Report:
 
 
 def _plural(count: int, noun: str) -> str:
+    """Number with its noun."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def some(names: list[str]) -> str:
-    """The first few, and how many more."""
+    """First six names, and the number of the others."""
     shown = ", ".join(names[:6])
     return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"

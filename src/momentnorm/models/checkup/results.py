@@ -1,4 +1,4 @@
-"""The rules that look at the values of a finished call."""
+"""Results: rules that look at the values of a finished call."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from torch import Tensor, nn
 
 from ... import functional
 from ...core.grid import statistics_dtype
-from .call import Batch, Call, Instance, count, eps_of, indices, is_torchs
+from ..layouts import CHANNELS_LAST
+from .call import Batch, Call, Instance, count, eps_of, has_torch_forward, indices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .report import Finding
 
-_END_OF_FLOAT16 = 65504.0
+#: Largest finite float16.
+_LARGEST_FLOAT16 = 65504.0
 
-#: Statistics of fewer values are too rough to be compared with the running ones.
+#: Least number of values of a mean that is compared with the running statistics.
 _ENOUGH_VALUES = 32
 
-#: An output that errs by more than this share of its own deviation has lost digits that matter...
+#: Error of an output from which on it is a finding, in standard deviations of the output.
 _ERROR = 1e-3
 
-#: ... and an input whose steps are this share of its deviation had lost them before.
+#: Rounding step of an input from which on it is a finding, in standard deviations of the input.
 _STEP = 0.1
 
 
 def non_finite(call: Call) -> Iterator[Finding]:
-    poisoned = not _finite_buffers(call)
+    """NaN or infinity in the input, in the output, or left in the running statistics."""
+    poisoned = not _keeps_buffers_finite(call)
     stays = "; in training the running statistics stay NaN from then on" if poisoned else ""
     if not call.finite:
         nan = int(call.x.isnan().sum())
@@ -39,58 +42,61 @@ def non_finite(call: Call) -> Iterator[Finding]:
             "error",
             "non-finite",
             f"{nan} NaN and {infinite} infinite of {call.x.numel()} values arrive, first seen in "
-            f"{call.origin}, and poison every value that shares a mean with them{stays}",
+            f"{call.origin}, and every value that shares a mean with them becomes NaN{stays}",
             f"look at {call.origin}",
         )
     elif call.y is not None and not call.y.isfinite().all():
         yield call.finding(
             "error",
             "non-finite",
-            "the input is finite and the output is not: the parameters, the running statistics, or "
-            f"a variance that {call.x.dtype} cannot hold{stays}",
+            "the input is finite, but the output is not: a parameter or a running statistic is "
+            f"wrong, or {call.x.dtype} cannot hold the variance{stays}",
             "look at weight, bias and running_var; scale the input, or use float32",
         )
     elif poisoned:
         yield call.finding(
             "error",
             "non-finite",
-            f"this call, of input {call.shape}, made the running statistics NaN or infinite",
-            "skip empty batches in training; momentnorm's layers leave the statistics alone",
+            f"this call with an input of {call.shape} made the running statistics NaN or infinite",
+            "skip empty batches in training; momentnorm's layers keep the statistics for them",
         )
 
 
-def _finite_buffers(call: Call) -> bool:
+def _keeps_buffers_finite(call: Call) -> bool:
+    """Whether running statistics that were finite before this call are finite after it."""
     if (
         call.running is None
         or not call.layer.training
         or not all(bool(was.isfinite().all()) for was in call.running)
     ):
-        return True  # or not before, which is another finding
+        return True
     now = (call.layer.running_mean, call.layer.running_var)
     return all(bool(statistic.isfinite().all()) for statistic in now)
 
 
 def overflow(call: Call) -> Iterator[Finding]:
+    """Values near the largest float16, or above it."""
     if not call.finite or not call.x.numel():
         return
     most = float(call.x.abs().max())
-    if call.x.dtype is torch.float16 and most > _END_OF_FLOAT16 / 4:
+    if call.x.dtype is torch.float16 and most > _LARGEST_FLOAT16 / 4:
         yield call.finding(
             "warning",
             "overflow",
-            f"values up to {most:.3g} arrive, and float16 ends at {_END_OF_FLOAT16:.0f}",
-            "bfloat16, or a smaller scale in front of this layer, which takes it away anyway",
+            f"values up to {most:.3g} arrive, and the largest float16 is {_LARGEST_FLOAT16:.0f}",
+            "bfloat16, or smaller values in front of this layer, which divides by their scale",
         )
-    elif call.x.dtype is torch.float32 and most > _END_OF_FLOAT16:
+    elif call.x.dtype is torch.float32 and most > _LARGEST_FLOAT16:
         yield call.finding(
             "hint",
             "overflow",
             f"values up to {most:.3g} arrive, which are infinite in float16 (autocast, half())",
-            "bfloat16 for mixed precision, or a smaller scale in front of this layer",
+            "bfloat16 for mixed precision, or smaller values in front of this layer",
         )
 
 
 def constant(call: Call) -> Iterator[Finding]:
+    """Planes, groups, rows or channels whose values are all alike."""
     if not call.knows_moments or isinstance(call.layer, nn.RMSNorm):
         return
     flags = call.constant
@@ -100,18 +106,19 @@ def constant(call: Call) -> Iterator[Finding]:
         return
     message = f"{count(flags)} {call.sets} are constant"
     if not call.uses_running:
-        message += ", and become the bias"
+        message += ", so their output is the bias"
     if dead.any():
-        message += f"; in every sample channels {indices(dead)}"
+        message += f"; constant in every sample: channels {indices(dead)}"
     yield call.finding(
         "warning" if share >= 0.5 else "hint",
         "constant",
         message,
-        "look at what comes before: dead units, an empty input, a bias alone",
+        "check the modules before this layer for dead units, an empty input, or a bias alone",
     )
 
 
 def eps(call: Call) -> Iterator[Finding]:
+    """Variances that are small beside eps, so that the output is too small."""
     if not call.knows_moments or call.uses_running:
         return
     mean, var = call.moments
@@ -126,15 +133,15 @@ def eps(call: Call) -> Iterator[Finding]:
     yield call.finding(
         "warning" if share >= 0.5 else "hint",
         "eps",
-        f"the variance of {count(flags)} {call.sets} is not much more than eps={small:.3g}, or "
-        f"less (their median: {median:.3g}): the output's deviation is "
-        f"{(median / (median + small)) ** 0.5:.2g} there instead of 1",
-        "a larger scale in front of this layer, or a smaller eps",
+        f"the variance of {count(flags)} {call.sets} is less than 4 eps (eps {small:.3g}, their "
+        f"median variance {median:.3g}): there the output's deviation is "
+        f"{(median / (median + small)) ** 0.5:.2g} instead of 1",
+        "larger values in front of this layer, or a smaller eps",
     )
 
 
 def digits(call: Call) -> Iterator[Finding]:
-    """Deviations that are small beside the mean: torch's kernels lose them, or the dtype has."""
+    """Digits lost by the dtype or by torch's kernel, since the mean is large."""
     if not call.knows_moments or isinstance(call.layer, nn.RMSNorm):
         return
     mean, var = call.moments
@@ -146,13 +153,13 @@ def digits(call: Call) -> Iterator[Finding]:
         yield call.finding(
             "warning",
             "digits",
-            f"the mean is up to {worst:.3g} deviations, so {call.x.dtype} rounds the input in "
-            f"steps of {float(step[lost].max()):.2g} deviations, in {count(lost)} {call.sets}: the "
-            "digits are gone before they arrive",
-            "take the mean away earlier (a bias in front of this layer is of no use), or float32 "
-            "up to here",
+            f"the mean is up to {worst:.3g} deviations, so {call.x.dtype} rounds the input to "
+            f"steps of {float(step[lost].max()):.2g} deviations in {count(lost)} {call.sets}: "
+            "digits are lost before this layer",
+            "subtract the mean earlier (a bias in front of this layer has no effect), or use "
+            "float32 up to this layer",
         )
-    elif worst > 10 and call.y is not None and is_torchs(call.layer):
+    elif worst > 10 and call.y is not None and has_torch_forward(call.layer):
         exact = _exact(call)
         unit = float(exact.std(correction=0)) or 1.0
         error = float((call.y.detach().to(exact.dtype) - exact).abs().max()) / unit
@@ -162,15 +169,15 @@ def digits(call: Call) -> Iterator[Finding]:
                 "warning",
                 "digits",
                 f"the mean is up to {worst:.3g} deviations, and torch's kernel errs by up to "
-                f"{error:.2g} deviations of its output (measured, against float64)",
-                f"momentnorm.{type(call.layer).__name__}, where there is one, has the statistics "
-                "exact to float64 (momentnorm.accelerate swaps them all); or take the mean away "
+                f"{error:.2g} deviations of its output (measured against float64)",
+                f"momentnorm.{type(call.layer).__name__}, if there is one, computes statistics to "
+                "float64 accuracy (momentnorm.accelerate swaps all layers); or subtract the mean "
                 "earlier",
             )
 
 
 def _exact(call: Call) -> Tensor:
-    """The output in float64."""
+    """Output of the layer for this input, computed in float64."""
     layer, planes = call.layer, call.planes
     assert planes is not None
     dtype = statistics_dtype(planes)
@@ -192,7 +199,7 @@ def _exact(call: Call) -> Tensor:
 
 
 def gap(call: Call) -> Iterator[Finding]:
-    """How far the outputs of train() and eval() are from each other."""
+    """Running statistics that are far from those of this input."""
     if not isinstance(call.layer, (Instance, Batch)) or not call.layer.track_running_stats:
         return
     if call.running is None or not call.moved or not call.knows_moments:
@@ -207,7 +214,7 @@ def gap(call: Call) -> Iterator[Finding]:
     offset = (mean - running_mean) / deviation
     scale = (var + small).sqrt() / deviation
     gaps = (offset.square() + (scale - 1).square()).sqrt()
-    # A sample may well be two deviations off, and flat: this much is not said of few.
+    # Few samples are rarely typical of the data, so their limit is higher.
     samples = call.x.shape[0] if call.of_batches else 1
     if float(gaps.median()) <= 1 + 2 / samples**0.5:
         return
@@ -217,9 +224,9 @@ def gap(call: Call) -> Iterator[Finding]:
         "gap",
         f"the running statistics do not fit this data: with them the output has a mean of "
         f"{float(offset.flatten()[middle]):.2g} and a deviation of "
-        f"{float(scale.flatten()[middle]):.2g} (in the channel in the middle) where train() makes "
-        "0 and 1",
-        "check the preprocessing against that of training; else collect them anew: "
+        f"{float(scale.flatten()[middle]):.2g} (in the median channel), where train() makes 0 "
+        "and 1",
+        "check that the preprocessing is that of training; or collect the statistics again: "
         "reset_running_stats(), momentum=None, and training batches in train()"
         + (
             "; or track_running_stats=False, the default"
@@ -229,12 +236,10 @@ def gap(call: Call) -> Iterator[Finding]:
     )
 
 
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-
 def layout(call: Call) -> Iterator[Finding]:
+    """channels_last input with a contiguous output, as torch's InstanceNorm returns."""
     x, y = call.x, call.y
-    memory_format = _CHANNELS_LAST.get(x.dim())
+    memory_format = CHANNELS_LAST.get(x.dim())
     if memory_format is None or y is None or y.shape != x.shape or x.is_contiguous():
         return
     if x.is_contiguous(memory_format=memory_format) and not y.is_contiguous(
@@ -244,14 +249,14 @@ def layout(call: Call) -> Iterator[Finding]:
         yield call.finding(
             "warning",
             "layout",
-            f"channels_last arrives and contiguous leaves: {2 * megabytes:.3g} MB are moved to "
-            "convert it, and as many behind it, where channels_last is wanted again",
-            f"momentnorm.{type(call.layer).__name__} keeps the layout "
-            "(momentnorm.accelerate swaps them all)",
+            "the input is channels_last and the output contiguous: the conversion moves "
+            f"{2 * megabytes:.3g} MB, and the conversion back as many",
+            f"momentnorm.{type(call.layer).__name__}, which keeps the layout "
+            "(momentnorm.accelerate swaps all layers)",
         )
 
 
-#: Asked of every finished call.
+#: Rules for every finished call.
 RESULTS: tuple[Callable[[Call], Iterator[Finding]], ...] = (
     non_finite,
     overflow,
