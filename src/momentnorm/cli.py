@@ -32,13 +32,13 @@ COMMANDS = {
     "explore": Command(
         "explore", "write a page that shows normalization step by step, on your numbers"
     ),
+    "study": Command(
+        "studies", "repeat experiments behind common claims about these norms", "studies"
+    ),
     "export-check": Command(
         "deployment",
         "compare each norm of an ONNX file with the model that it comes from",
         "export",
-    ),
-    "study": Command(
-        "studies", "repeat experiments behind common claims about these norms", "studies"
     ),
     "doctor": Command("doctor", "show which backend takes which call on this machine"),
 }
