@@ -81,8 +81,8 @@ def export_check(
     graph = Graph(_loaded(file))
     feeds = _feeds(graph, inputs)
     calls, outputs = record(model, inputs)
-    comparison = _Comparison(graph, run, name, feeds)
-    comparison.compare(calls)
+    comparison = _Comparison(graph, run, name, feeds, calls)
+    comparison.compare()
     findings = comparison.findings
     if not findings:
         findings += _elsewhere(outputs, comparison.results)
@@ -98,11 +98,16 @@ class _Comparison:
     are recognized, and one defect is one finding.
     """
 
-    def __init__(self, graph: Graph, run: Runtime, name: str, feeds: Arrays) -> None:
+    def __init__(
+        self, graph: Graph, run: Runtime, name: str, feeds: Arrays, calls: list[Call]
+    ) -> None:
         self.graph, self.run, self.name, self.feeds = graph, run, name, feeds
+        self.calls = calls
         self.starts = graph.starts()
         #: Tensors whose values on the example are kept.
-        self.exposed = list(dict.fromkeys([*self.starts, *graph.operands()]))
+        self.exposed = list(self.starts)
+        if any(call.options for call in calls):
+            self.exposed = list(dict.fromkeys([*self.starts, *graph.operands()]))
         self.findings: list[Finding] = []
         self.rows: list[Row] = []
         self.fixed: Arrays = {}
@@ -111,16 +116,16 @@ class _Comparison:
         #: Outputs of the unchanged file.
         self.results = self._run(self.exposed)
 
-    def compare(self, calls: list[Call]) -> None:
+    def compare(self) -> None:
         """Compare every call, and fill the rows and the findings."""
         behind = None
-        for i, call in enumerate(calls):
+        for i, call in enumerate(self.calls):
             starting = {
                 name: self.values[name]
                 for name in self.starts
                 if name in self.values and self.values[name].dtype.kind == "f"
             }
-            place = by_values(call, starting, i / len(calls))
+            place = by_values(call, starting, i / len(self.calls))
             folded = None if place is not None else self._folded(call)
             if folded is not None:
                 self.rows.append(folded)
