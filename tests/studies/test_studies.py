@@ -22,7 +22,7 @@ from momentnorm.studies import STUDIES, StudyError, command, page, run, stylizat
 from momentnorm.studies.classify import classifier
 from momentnorm.studies.layers import KINDS, norms_of
 from momentnorm.studies.switchable import shares
-from momentnorm.stylize import Architecture, Network
+from momentnorm.stylize.network import Architecture, Network
 
 SMALL_STYLIZATION = stylization.Settings(
     width=4, blocks=1, steps=8, batch=2, size=32, style_size=32, test_size=64
