@@ -11,7 +11,7 @@ from momentnorm.studies import stylization
 from momentnorm.studies.classify import classifier
 from momentnorm.studies.layers import KINDS, norm_layer, norms_of
 from momentnorm.studies.switchable import shares
-from momentnorm.stylize import Architecture, Network
+from momentnorm.stylize.network import Architecture, Network
 
 
 def test_the_layers_are_those_named():
