@@ -224,7 +224,11 @@ struct ChannelsLast {
                                        Gradient gradient, const void* x, const double* mean,
                                        double* sums, double* weighted_sums, Finish finish,
                                        Map map) {
-    if (no_elements(grid, sums, weighted_sums, 0)) return MOMENTNORM_OK;
+    if (grid.size == 0) {
+      memset(sums, 0, size_t(planes(grid)) * sizeof(double));
+      memset(weighted_sums, 0, size_t(planes(grid)) * sizeof(double));
+      return MOMENTNORM_OK;
+    }
     const Rows shape(grid.channels, grid.size);
     return visit_samples<E>(
         threads, grid.samples, shape, !Gradient::kPlain,

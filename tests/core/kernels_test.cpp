@@ -200,6 +200,15 @@ void edges() {
                                         &mean, &y, nullptr) == MOMENTNORM_OK &&
               y == 9,
           "maps of empty planes");
+    // Pools of several empty planes, whose sums are in memory of the kernel.
+    const momentnorm_grid pools = {4, 16, 0, 1, 16, 0, 0, layout};
+    std::vector<double> moments(4, 1);
+    std::vector<float> dweight(16, 9), dbias(16, 9), zeros(16, 0);
+    check(momentnorm_normalize_backward(&pools, nullptr, &x, &x, moments.data(), moments.data(),
+                                        nullptr, nullptr, 1e-5, &y, nullptr, dweight.data(),
+                                        dbias.data(), nullptr, nullptr) == MOMENTNORM_OK &&
+              dweight == zeros && dbias == zeros && y == 9,
+          "gradients of pools of empty planes");
   }
   check(momentnorm_choose_instruction_set("v9") == MOMENTNORM_NO_INSTRUCTION_SET, "unknown set");
   check(momentnorm_abi_version() == MOMENTNORM_ABI_VERSION, "version");
