@@ -29,13 +29,18 @@ settings.load_profile("repeatable")
 # Background jobs of a shell ignore Ctrl-C. The processes that tests stop by it must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Tensors in tests are tiny, so more threads would be slower.
-torch.set_num_threads(1)
-
 
 @pytest.fixture(autouse=True)
-def _same_numbers():
+def _start():
+    """Start each test with the same random numbers and one thread.
+
+    Tensors in tests are tiny, so more threads would be slower.
+    """
     torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+torch.set_num_threads(1)  # for tensors that are made while tests are collected
 
 
 @pytest.fixture(params=["cpu", "stand_in", "reference"])
