@@ -153,7 +153,7 @@ def _laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 def _check(ours: nn.Module, x: Tensor) -> None:
-    """What is timed is also right: against float64."""
+    """Check the functions that are timed against float64."""
     exact = x.double().contiguous()
     if isinstance(ours, nn.modules.instancenorm._InstanceNorm):
         exact = nn.functional.instance_norm(exact)

@@ -118,7 +118,7 @@ def _laid_out(x: Tensor, layout: str) -> Tensor:
 
 
 def _check(ours: nn.Module, theirs: nn.Module, x: Tensor) -> None:
-    """What is timed is also right: both against float64."""
+    """Check both functions that are timed against float64."""
     exact = nn.functional.instance_norm(x.double().contiguous())
     tolerance = 1e-5 if x.dtype == torch.float32 else 4 * torch.finfo(x.dtype).eps
     for layer in (ours, theirs):

@@ -20,13 +20,13 @@ import momentnorm
 
 from .timing import interleaved
 
-#: Of nnU-Net's LeakyReLU.
+#: Negative slope of nnU-Net's LeakyReLU.
 SLOPE = 0.01
 
-#: What normalizes; the names of Row's times.
+#: Kinds of normalization, by the names of the times in a row.
 NORMS = ("none", "torch", "ours", "fused")
 
-#: Of the outputs, relative to the largest: rounding grows through some thirty layers.
+#: Tolerance of the outputs, relative to the largest: rounding grows through thirty layers.
 TOLERANCE = 1e-4
 
 NOTES = f"""\
@@ -185,7 +185,7 @@ class UNet(nn.Module):
 
 @dataclass(frozen=True)
 class Network:
-    """What is built for a norm, what it is given, and what it is trained towards."""
+    """A network for each kind of norm, the shape of its input, and its loss."""
 
     build: Callable[[str], nn.Module]
     shape: tuple[int, ...]
@@ -255,7 +255,7 @@ def measure(name: str, network: Network, layout: str, budget: float = 1.0) -> li
 
 @torch.inference_mode()
 def _check(networks: dict[str, nn.Module], x: Tensor) -> None:
-    """What is timed is also right: the same outputs with the same weights."""
+    """Check that the networks that are timed have equal outputs for equal weights."""
     expected = networks["torch"](x)
     tolerance = TOLERANCE * float(expected.abs().max())
     for norm in ("ours", "fused"):

@@ -25,8 +25,8 @@ from .timing import interleaved
 #: Longer than any of the thread pools spins after a call: torch's OpenMP does for some 10 ms.
 PAUSE = 0.02
 
-#: Of the result, against float64. Above the error of every peer: here a wrong result has to be
-#: seen, not a lost digit (the README compares those).
+#: Tolerance of the results against float64, above the error of every peer. It finds wrong results,
+#: not lost digits, which the README compares.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4 * torch.finfo(torch.bfloat16).eps}
 
 #: Row's field: what the peer is called, and the field of ours that it is compared with.

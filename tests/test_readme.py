@@ -1,4 +1,4 @@
-"""What the README says is so: its example runs, its numbers are measured, its links lead on."""
+"""README: its examples run, its numbers are measured, and its links lead to files."""
 
 from __future__ import annotations
 

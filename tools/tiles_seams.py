@@ -27,7 +27,7 @@ from momentnorm.tiles import execute, tiled
 
 DOCS = Path(__file__).parent.parent / "docs"
 TILE, SIDE = 256, 1024
-#: What the picture shows of each output: a part that four tiles share.
+#: Part of each output that the picture shows. Four tiles share it.
 CROP = (slice(320, 704), slice(64, 448))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
-#: What the code of a page needs to be installed.
+#: Packages that the code of a page needs.
 PAGES = {"numpy": ["numpy"], "keras": ["keras"], "export": ["onnx", "onnxruntime"]}
 
 DOCS = Path(__file__).parents[2] / "docs"

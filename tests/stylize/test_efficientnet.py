@@ -13,7 +13,7 @@ from torch import Tensor
 from momentnorm.stylize import StylizeError
 from momentnorm.stylize.efficientnet import EfficientNetFeatures, load_efficientnet, weights_file
 
-#: Of each block: kernel, stride, expansion, input and output channels.
+#: Kernel, stride, expansion, input and output channels of each block.
 BLOCKS = (
     (3, 1, 1, 32, 16),
     (3, 2, 6, 16, 24),

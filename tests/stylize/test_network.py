@@ -143,7 +143,7 @@ def test_other_dtypes_leave_the_style_as_it_was(dtype):
     expected = stylize(image, network)
     picture = stylize(image.to(dtype), network)
     assert picture.dtype == dtype
-    # What is left of the photograph in bfloat16 has 8 bits, and contrast amplifies its rounding.
+    # A photograph in bfloat16 has 8 bits, and contrast amplifies its rounding.
     torch.testing.assert_close(picture.float(), expected, rtol=0, atol=0.1)
     assert torch.equal(stylize(image, network), expected)
 

@@ -1,4 +1,4 @@
-"""What docs/tiles.md says is so, and a run needs no more memory than its plan says."""
+"""Page on tiles: its figures are measured, and a run needs no more memory than its plan."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ def test_memory_by_the_system_is_bounded_by_the_plan():
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     plan, untiled, peak = map(int, done.stdout.split())
-    # What Python and the C library take beside the maps of a tile.
+    # Python and the C library take memory besides the maps of a tile.
     assert peak < 2 * plan + 10_000_000
     assert untiled > 10 * plan

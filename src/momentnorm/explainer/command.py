@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..support.arguments import Parser
+from ..support.arguments import Parser, add_outputs
 from ..support.files import check_path
 from ..support.packages import has
 from ..support.printable import one_line
@@ -115,15 +115,7 @@ def _add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", type=int, default=4, metavar="P", help="decimals of the numbers; default 4"
     )
-    parser.add_argument(
-        "-o",
-        "--out",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help=f"write a file ({', '.join(SUFFIXES)}) and print no steps; repeatable",
-    )
+    add_outputs(parser, SUFFIXES)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

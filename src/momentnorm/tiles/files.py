@@ -40,7 +40,7 @@ class File:
 
 
 class Sliceable(Protocol):
-    """What a NumPy array, a memory map, a zarr array and an HDF5 data set have."""
+    """Interface of NumPy arrays, memory maps, zarr arrays and HDF5 data sets."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...

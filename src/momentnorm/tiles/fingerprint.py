@@ -1,4 +1,4 @@
-"""What a run is of: a folder's run is resumed only by the same model on the same image."""
+"""Fingerprint of a run: a run is resumed only with an equal model, image and plan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PIECE = 32
 
 
 def key_of(graph: Graph, plan: Plan, source: Source, moments: Any) -> dict[str, Any]:
-    """What has to agree, by the names that an error uses."""
+    """Parts of a run that have to agree, by the names that an error uses."""
     return {
         "shape": plan.shape,
         "tile": plan.tile,

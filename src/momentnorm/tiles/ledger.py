@@ -26,7 +26,7 @@ VERSION = 1
 
 @dataclass
 class Unit:
-    """What one tile of one pass has left behind."""
+    """Results of one tile in one pass."""
 
     moments: list[Moments | None] = field(default_factory=list)  # in the order of Pass.measured
     stored: list[int | None] = field(default_factory=list)  # checksums, in the order of Pass.stored

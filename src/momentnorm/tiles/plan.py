@@ -1,4 +1,4 @@
-"""What a run will do: passes, halos, memory, disk, arithmetic; and the text that says so."""
+"""Plan of a run: passes, halos, memory, disk and arithmetic, as numbers and as text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PassPlan:
 
 @dataclass
 class Plan:
-    """What a run will do. ``print(plan)`` says it in words.
+    """Plan of a run. ``print(plan)`` shows it as text.
 
     Attributes:
         shape: of the image, (N, C, *S).

@@ -56,8 +56,7 @@ class Tiled:
 
     @torch.no_grad()
     def plan(self, image: Any, estimate: bool = True) -> Plan:
-        """What a run over an image would do. Nothing is computed but, for the estimate of the
-        time, one small tile of zeros.
+        """Plan a run over an image. Only one small tile of zeros is computed, to estimate the time.
 
         Args:
             image: a source, or the shape of one.

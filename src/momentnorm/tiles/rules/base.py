@@ -1,4 +1,4 @@
-"""What a rule says about an operator on maps: which pixels it reads, and how to compute a tile."""
+"""Rule: the pixels that an operator on maps reads, and the computation of a tile."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from .channels import dimensions
 
 
 class Norm(Rule):
-    """What the norms share: y = (x - mean) * scale + shift, with statistics of pools of planes."""
+    """Base of the norms: y = (x - mean) * scale + shift, with statistics of pools of planes."""
 
     #: Whether the result is the first of a tuple.
     in_tuple = False

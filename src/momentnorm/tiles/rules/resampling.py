@@ -220,7 +220,7 @@ class Cubic(Linear):
 
 
 class Shuffle(Spatial):
-    """What pixel_shuffle and pixel_unshuffle share."""
+    """Base of pixel_shuffle and pixel_unshuffle."""
 
     def check(self, node: Node) -> None:
         super().check(node)

@@ -158,7 +158,7 @@ class TransposedConvolution(Window):
 
 
 class Pool(Window):
-    """What the two kinds of pooling share."""
+    """Base of average and maximum pooling."""
 
     def geometry(self, node: Node) -> list[tuple[int, int, int, int]]:
         values, axes = node.bound, len(the_map(node).size)
